@@ -1,0 +1,10 @@
+"""Time enters the program here, so that everything below it can take time as an argument."""
+
+import time
+
+
+def now_ms() -> int:
+    """Wall-clock time: int milliseconds since the Unix epoch, UTC. It may jump; use it for stamps, not for
+    waiting.
+    """
+    return time.time_ns() // 1_000_000

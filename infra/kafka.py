@@ -1,0 +1,272 @@
+"""Kafka for everything but the hot path: topics, offsets, and plain consumers and producers, on kafka-python.
+
+kafka-python's exceptions stay in here: the functions raise UserError, and whoever holds a consumer or
+producer made here wraps its calls in `translated(address)`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetSpec, TopicPartition
+from kafka.errors import (
+    KafkaConfigurationError,
+    KafkaError,
+    KafkaTimeoutError,
+    RetriableError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+
+from infra.errors import UserError
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the largest record that any topic of ours carries: a whole model
+CONNECT_TIMEOUT_S = 15.0
+# A broker that restarts should be found again within a second; kafka-python's own back-off grows to half a
+# minute.
+CLIENT: Mapping[str, Any] = {"reconnect_backoff_max_ms": 1000}
+
+
+class Record(Protocol):
+    """What kafka-python's ConsumerRecord has; `timestamp` is int milliseconds, `headers` is a list of (name,
+    bytes).
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@contextmanager
+def translated(address: str) -> Iterator[None]:
+    """Turns kafka-python's exceptions into UserErrors that name the broker."""
+    try:
+        yield
+    except UnknownTopicOrPartitionError as error:
+        raise UserError(
+            f"Kafka at {address} lacks a topic that is needed: {error}", "create it first"
+        ) from error
+    except KafkaConfigurationError as error:
+        raise UserError(f"Kafka at {address}: {error}", "correct the address or the setting") from error
+    except KafkaTimeoutError as error:
+        raise UserError(
+            f"Kafka at {address} does not answer: {error}",
+            "start it, or correct the address (host:port) that you gave",
+        ) from error
+    except KafkaError as error:
+        raise UserError(f"Kafka at {address} answers: {error}", "see the broker's log") from error
+
+
+def _servers(address: str) -> list[str]:
+    servers = address.split(",")
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        if not host or not port.isdecimal() or "/" in host:
+            raise UserError(
+                f"{server!r} is not an address of Kafka", "give it as HOST:PORT, such as localhost:9092"
+            )
+    return servers
+
+
+@contextmanager
+def _admin(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Iterator[Any]:
+    with translated(address):
+        admin = KafkaAdminClient(
+            bootstrap_servers=_servers(address), bootstrap_timeout_ms=max(1, int(timeout_s * 1000)), **CLIENT
+        )
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
+def wait_ready(address: str, timeout_s: float = 30.0) -> str:
+    """Wait until a broker at `address` (host:port, with commas if several) is ready; return the cluster id.
+
+    An open port is not enough: a starting broker accepts connections before it is registered with its
+    controller, and a topic created then has no leader. Raises UserError after `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with _admin(address, max(left, 0.5)) as admin:
+                cluster = admin.describe_cluster()
+            if any(not broker.get("is_fenced") for broker in cluster["brokers"]):
+                return str(cluster["cluster_id"])
+        except UserError as error:
+            if not isinstance(error.__cause__, RetriableError) or time.monotonic() >= deadline:
+                raise
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"Kafka at {address} is up, but no broker has joined the cluster", "see the broker's log"
+            )
+        time.sleep(0.1)
+
+
+def create_topics(address: str, topics: Mapping[str, tuple[int, Mapping[str, str]]]) -> dict[str, int]:
+    """Make the topics {name: (partitions, config)} that do not exist and wait until each has leaders.
+
+    An existing topic is left as it is, so the partition counts that really hold are returned: {name:
+    partitions}. The replication factor is the cluster's default. Raises UserError.
+    """
+    if not topics:
+        return {}
+    wanted = {
+        name: {"num_partitions": count, "configs": dict(config)} for name, (count, config) in topics.items()
+    }
+    with _admin(address) as admin:
+        answer = admin.create_topics(wanted, raise_errors=False)
+        for topic in answer["topics"]:
+            kind = for_code(topic["error_code"])
+            if topic["error_code"] != 0 and kind is not TopicAlreadyExistsError:
+                raise UserError(
+                    f"Kafka at {address} did not make topic {topic['name']!r}: "
+                    f"{kind.__name__} {topic.get('error_message') or ''}".rstrip(),
+                    "give this user the right to create topics, or have them created for you",
+                )
+        admin.wait_for_topics(list(topics), timeout_ms=30_000)
+        return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(list(topics))}
+
+
+def delete_topics(address: str, names: Sequence[str]) -> None:
+    """Remove topics; one that does not exist is not an error."""
+    with _admin(address) as admin:
+        for topic in admin.delete_topics(list(names), raise_errors=False)["topics"]:
+            kind = for_code(topic["error_code"])
+            if topic["error_code"] != 0 and kind is not UnknownTopicOrPartitionError:
+                raise UserError(
+                    f"Kafka at {address} did not remove topic {topic['name']!r}: {kind.__name__}",
+                    "give this user the right to delete topics",
+                )
+
+
+def list_topics(address: str) -> list[str]:
+    """Names of all topics that this user may see, sorted."""
+    with _admin(address) as admin:
+        return sorted(admin.list_topics())
+
+
+def partitions(address: str, topic: str) -> int:
+    """How many partitions `topic` has; UserError when there is no such topic."""
+    with _admin(address) as admin:
+        return _partition_count(admin, address, topic)
+
+
+def start_offsets(address: str, topic: str) -> dict[int, int]:
+    """{partition: the oldest offset that is still kept}."""
+    return _offsets(address, topic, OffsetSpec.EARLIEST, IsolationLevel.READ_UNCOMMITTED)
+
+
+def end_offsets(address: str, topic: str, *, read_committed: bool = False) -> dict[int, int]:
+    """{partition: the offset that the next record gets}; with read_committed, where the first open
+    transaction starts.
+
+    Offsets also count transaction markers, so a difference of offsets is an upper bound of a number of
+    records.
+    """
+    isolation = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
+    return _offsets(address, topic, OffsetSpec.LATEST, isolation)
+
+
+def committed_offsets(address: str, group: str, topic: str) -> dict[int, int]:
+    """{partition: offset that `group` has committed for `topic`}; partitions without one are left out."""
+    with _admin(address) as admin:
+        offsets = admin.list_group_offsets({group: None}).get(group, {})
+    return {
+        place.partition: offset.offset
+        for place, offset in offsets.items()
+        if place.topic == topic and offset.offset >= 0
+    }
+
+
+def make_consumer(
+    address: str, *, read_committed: bool = True, group: str | None = None, **config: Any
+) -> KafkaConsumer:
+    """A kafka-python consumer that starts at the beginning, does not commit by itself and makes no topic."""
+    settings: dict[str, Any] = {
+        "group_id": group,
+        "isolation_level": "read_committed" if read_committed else "read_uncommitted",
+        "auto_offset_reset": "earliest",
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "max_partition_fetch_bytes": 4 * 1024 * 1024,
+        "max_poll_records": 5000,
+        "bootstrap_timeout_ms": int(CONNECT_TIMEOUT_S * 1000),
+    }
+    with translated(address):
+        return KafkaConsumer(bootstrap_servers=_servers(address), **{**CLIENT, **settings, **config})
+
+
+def make_producer(address: str, **config: Any) -> KafkaProducer:
+    """A kafka-python producer: idempotent, acknowledged by all replicas, lz4, for records up to 16 MiB."""
+    settings: dict[str, Any] = {
+        "acks": "all",
+        "compression_type": "lz4",
+        "linger_ms": 5,
+        "batch_size": 64 * 1024,
+        "max_request_size": MAX_MESSAGE_BYTES,
+        "allow_auto_create_topics": False,
+        "bootstrap_timeout_ms": int(CONNECT_TIMEOUT_S * 1000),
+    }
+    with translated(address):
+        return KafkaProducer(bootstrap_servers=_servers(address), **{**CLIENT, **settings, **config})
+
+
+def read_all(
+    address: str, topic: str, *, read_committed: bool = True, timeout_s: float = 60.0
+) -> list[Record]:
+    """Every record of `topic` that is there now, by partition and then by offset.
+
+    With read_committed (the default) records of aborted and of still open transactions are not among them.
+    """
+    ends = end_offsets(address, topic, read_committed=read_committed)
+    found: dict[int, list[Record]] = {partition: [] for partition in ends}
+    consumer = make_consumer(address, read_committed=read_committed)
+    deadline = time.monotonic() + timeout_s
+    with translated(address):
+        try:
+            places = [TopicPartition(topic, partition) for partition in ends]
+            consumer.assign(places)
+            consumer.seek_to_beginning(*places)
+            # The position, unlike the last record, also moves over transaction markers and aborted records.
+            while any(consumer.position(place) < ends[place.partition] for place in places):
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"Kafka at {address} did not hand out {topic} in {timeout_s:g} s", "try again"
+                    )
+                for place, records in consumer.poll(timeout_ms=200).items():
+                    found[place.partition].extend(r for r in records if r.offset < ends[place.partition])
+        finally:
+            consumer.close()
+    return [record for partition in sorted(found) for record in found[partition]]
+
+
+def _partition_count(admin: Any, address: str, topic: str) -> int:
+    described = admin.describe_topics([topic])[0]
+    if described["error_code"] != 0:
+        raise UserError(f"Kafka at {address} has no topic {topic!r}", "create it, or correct the name")
+    return len(described["partitions"])
+
+
+def _offsets(address: str, topic: str, which: Any, isolation: Any) -> dict[int, int]:
+    with _admin(address) as admin:
+        places = [TopicPartition(topic, n) for n in range(_partition_count(admin, address, topic))]
+        answer = admin.list_partition_offsets(dict.fromkeys(places, which), isolation_level=isolation)
+    return {place.partition: int(answer[place].offset) for place in places}
+
+
+def group_ready(address: str, group: str) -> bool:
+    """Whether consumer group `group` has members and all of them have their partitions."""
+    with _admin(address) as admin:
+        try:
+            described = admin.describe_groups([group]).get(group, {})
+        except RetriableError:  # the topic that Kafka keeps groups in is made when the first one joins
+            return False
+    return described.get("group_state") == "Stable" and bool(described.get("members"))

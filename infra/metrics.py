@@ -1,0 +1,65 @@
+"""What a process counts of itself, and the one list of names it may use."""
+
+from collections.abc import Mapping
+
+# name: what it is, with its unit. A counter ends in _total and only grows; the others are the latest value.
+NAMES: Mapping[str, str] = {
+    # serve
+    "events_total": "events read from the events topic, good and bad",
+    "predictions_total": "predictions committed to the predictions topic",
+    "dead_letters_total": "records sent to the dead-letters topic",
+    "duplicates_total": "events dropped because their id was seen already",
+    "late_total": "events older than the watermark",
+    "transactions_total": "Kafka transactions committed",
+    "transaction_ms": "milliseconds that the latest transaction took, from begin to commit",
+    "batch_events": "events in the latest transaction",
+    "lag_events": "offsets between the committed position and the end of the input",
+    "entities": "entities that the feature state holds",
+    "snapshots_total": "snapshots of feature state written",
+    "snapshots_failed_total": "snapshots or checkpoints that could not be written",
+    "online_rows_total": "feature rows written to Feast's online store",
+    "online_failed_total": "failed writes to Feast's online store",
+    "restore_ms": "milliseconds from assignment of a partition to its first new output",
+    # join and learn
+    "labels_total": "labels read",
+    "orphan_labels_total": "labels whose event never came",
+    "examples_total": "examples that were joined with a label or with the default",
+    "trained_total": "examples trained on",
+    "dropped_steps_total": "training steps dropped because a value was not finite",
+    "refreshes_total": "refreshes of the live lineage sent or applied",
+    "swaps_total": "swaps to another lineage sent or applied",
+    "rejected_updates_total": "model updates that failed verification",
+    "staleness_ms": "milliseconds between now and the newest label that the live weights have learned",
+    # archive
+    "archived_total": "rows inserted into ClickHouse",
+    "archive_ms": "milliseconds that the latest insert took",
+}
+
+
+class Metrics:
+    """Numbers by name, in memory; one object a process, passed to whoever counts. Unknown names are errors."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def count(self, name: str, by: float = 1) -> None:
+        """Add to a counter."""
+        if not name.endswith("_total"):
+            raise ValueError(f"{name} is no counter")
+        self._values[_known(name)] = self._values.get(name, 0) + by
+
+    def note(self, name: str, value: float) -> None:
+        """Keep the latest value."""
+        if name.endswith("_total"):
+            raise ValueError(f"{name} is a counter")
+        self._values[_known(name)] = value
+
+    def snapshot(self) -> dict[str, float]:
+        """A copy of what was counted and noted so far, in the order of NAMES."""
+        return {name: self._values[name] for name in NAMES if name in self._values}
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{name} is not in infra.metrics.NAMES")
+    return name

@@ -1,0 +1,111 @@
+"""Where the record of an entity keeps what: a view turned into the small tables that the kernels interpret.
+
+All that an entity has is one record of float64 words (counts and tile numbers are exact up to 2**53):
+
+    last event ms, last label ms, then for each ring and each of its slots: stamp, accumulator, accumulator, …
+
+One ring serves all features of the same window; `windows` says what a ring is.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.spec import Feature, View
+
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
+
+LAST_EVENT, LAST_LABEL, HEADER = 0, 1, 2
+"""Words of a record before its first ring."""
+
+ROWS, COUNT, SUM, M2, MIN, MAX = range(6)
+"""Accumulators: rows; and of one value: how many, sum, squared distance from the mean, extremes."""
+_START = {ROWS: 0.0, COUNT: 0.0, SUM: 0.0, M2: 0.0, MIN: np.inf, MAX: -np.inf}
+# M2 before the COUNT and SUM it is updated from: the kernels reach these at +1 and +2.
+_SLOT_ORDER = (ROWS, M2, COUNT, SUM, MIN, MAX)
+
+AS_IS, QUOTIENT, EXTREME, DEVIATION, RATIO, SINCE = range(6)
+"""What a feature makes of the totals of its accumulators over the tiles of a window."""
+_NEEDS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "count": (AS_IS, (COUNT,)),
+    "sum": (AS_IS, (SUM,)),
+    "mean": (QUOTIENT, (COUNT, SUM)),
+    "label_rate": (QUOTIENT, (COUNT, SUM)),
+    "min": (EXTREME, (MIN,)),
+    "max": (EXTREME, (MAX,)),
+    "std": (DEVIATION, (M2, COUNT, SUM)),
+    "ratio": (RATIO, (COUNT, SUM)),
+}
+
+_Ring = tuple[bool, int]  # (of labels?, window in ms): rings of events sort first
+_Places = dict[tuple[_Ring, int, int], int]  # (ring, accumulator, value column) → op
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables of one view.
+
+    rings[R, 4]     hop in ms, first word in the record, words a slot, first op; event rings come first
+    ops[A, 2]       accumulator, value column; op j of a ring lies at word 1 + j of each of its slots
+    features[F, 3]  what to make of the totals, the op it starts from, value column
+    blank[words]    the record of an entity that nothing is known of
+    """
+
+    tiles: int
+    event_rings: int
+    rings: Int64s = field(repr=False)
+    ops: Int64s = field(repr=False)
+    features: Int64s = field(repr=False)
+    blank: Float64s = field(repr=False)
+
+    @classmethod
+    def of(cls, view: View) -> "Layout":
+        """The layout of a view: a ring for each window of events and of labels, and only what it needs."""
+        windows = sorted({_ring(f) for f in view.features if f.aggregate != "time_since_last"})
+        words: list[float] = [-np.inf] * HEADER
+        rings: list[tuple[int, int, int, int]] = []
+        ops: list[tuple[int, int]] = []
+        places: _Places = {}
+        for window in windows:
+            needed = {need for f in view.features if _ring(f) == window for need in _accumulators(f, view)}
+            slot = sorted(needed, key=lambda need: (need[1], _SLOT_ORDER.index(need[0])))
+            rings.append((window[1] // view.tiles, len(words), 1 + len(slot), len(ops)))
+            for accumulator, column in slot:
+                places[window, accumulator, column] = len(ops)
+                ops.append((accumulator, column))
+            words += [-np.inf, *(_START[accumulator] for accumulator, _ in slot)] * view.tiles
+        features = [_feature(f, view, places) for f in view.features]
+        return cls(
+            tiles=view.tiles,
+            event_rings=sum(1 for of_labels, _ in windows if not of_labels),
+            rings=np.array(rings, np.int64).reshape(-1, 4),
+            ops=np.array(ops, np.int64).reshape(-1, 2),
+            features=np.array(features, np.int64).reshape(-1, 3),
+            blank=np.array(words, np.float64),
+        )
+
+
+def _ring(feature: Feature) -> _Ring:
+    return feature.aggregate == "label_rate", feature.window_ms
+
+
+def _accumulators(feature: Feature, view: View) -> list[tuple[int, int]]:
+    if feature.aggregate == "time_since_last":
+        return []
+    if feature.aggregate == "count" and feature.value is None:
+        return [(ROWS, -1)]
+    return [(need, _column(feature, view)) for need in _NEEDS[feature.aggregate][1]]
+
+
+def _column(feature: Feature, view: View) -> int:
+    # Labels are folded by themselves, as the only column.
+    return 0 if feature.value is None else view.values.index(feature.value)
+
+
+def _feature(feature: Feature, view: View, places: _Places) -> tuple[int, int, int]:
+    if feature.aggregate == "time_since_last":
+        return SINCE, 0, 0
+    first = min(places[_ring(feature), need, column] for need, column in _accumulators(feature, view))
+    return _NEEDS[feature.aggregate][0], first, _column(feature, view)

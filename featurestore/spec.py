@@ -1,0 +1,212 @@
+"""Which features an entity has: parsed from the `[[features]]` tables of a task file.
+
+This module only describes; `windows` and `state` compute. It imports nothing heavy: reading a task file must
+be quick.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WINDOW_AGGREGATES = ("count", "sum", "mean", "min", "max", "std", "ratio")
+"""Aggregates a user can list. All but `count` need a value."""
+
+TILES = 8
+"""Tiles a window is cut into: the window slides in steps of its length / TILES."""
+
+LONGEST_WINDOW_MS = 3660 * 86_400_000
+
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
+_KEYS = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate")
+
+KeyPath = tuple[str | int, ...]
+
+
+class SpecError(ValueError):
+    """A `[[features]]` table that cannot be used.
+
+    `path` leads to the offending key from the root of the task file, such as ("features", 2, "windows", 0),
+    where list positions count from 0. `fix` says what to write instead.
+    """
+
+    def __init__(self, message: str, path: KeyPath, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.fix = fix
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column. `window_ms` is 0 for `time_since_last`; `value` is None where no number field is read."""
+
+    name: str
+    aggregate: str
+    value: str | None
+    window_ms: int
+
+
+@dataclass(frozen=True)
+class View:
+    """All features of one entity, in the order of their columns."""
+
+    entity: str
+    features: tuple[Feature, ...]
+    tiles: int = TILES
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Feature names in column order."""
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The number fields the features read, each once, in the order of first use."""
+        return tuple(dict.fromkeys(f.value for f in self.features if f.value is not None))
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether any feature is built from labels, so that the labels must be re-keyed by this entity."""
+        return any(feature.aggregate == "label_rate" for feature in self.features)
+
+    @property
+    def longest_ms(self) -> int:
+        """The longest window: an entity untouched for this long has only empty windows."""
+        return max((feature.window_ms for feature in self.features), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change whenever the meaning of a row or of the stored state changes."""
+        meaning = [
+            self.entity,
+            self.tiles,
+            [[f.name, f.aggregate, f.value, f.window_ms] for f in self.features],
+        ]
+        return hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
+
+
+def parse_views(
+    entities: Sequence[str], number_fields: set[str], raw: Sequence[Mapping[str, Any]]
+) -> dict[str, View]:
+    """One View for every entity that has features, in the order of `entities`.
+
+    `raw` is the parsed `[[features]]` list. Tables of the same entity are put together, in their order.
+    Raises SpecError at the first key that is unknown, of the wrong type or impossible.
+    """
+    found: dict[str, list[Feature]] = {entity: [] for entity in entities}
+    taken: set[str] = set()
+    for position, table in enumerate(raw):
+        path: KeyPath = ("features", position)
+        entity, features = _table(table, path, entities, number_fields)
+        for feature in features:
+            if feature.name in taken:
+                raise SpecError(
+                    f"the feature {feature.name} is asked for twice", path, "remove one of the two"
+                )
+            taken.add(feature.name)
+        found[entity] += features
+    return {entity: View(entity, tuple(features)) for entity, features in found.items() if features}
+
+
+def _table(
+    table: Mapping[str, Any], path: KeyPath, entities: Sequence[str], number_fields: set[str]
+) -> tuple[str, list[Feature]]:
+    if not isinstance(table, Mapping):
+        raise SpecError("features must be a list of tables", path, "write [[features]] above its keys")
+    for key in table:
+        if key not in _KEYS:
+            raise SpecError(
+                f'unknown key "{key}" in [[features]]', (*path, key), f"known keys: {', '.join(_KEYS)}"
+            )
+    entity = table.get("entity")
+    if not isinstance(entity, str) or entity not in entities:
+        known = ", ".join(entities) or "none"
+        where: KeyPath = (*path, "entity") if "entity" in table else path
+        raise SpecError(
+            f"features need the name of an entity, not {entity!r}", where, f"known entities: {known}"
+        )
+    value = _value(table, path, number_fields)
+    windows = [_window(text, at) for text, at in _list(table, "windows", path)]
+    aggregates = [_aggregate(name, value, at) for name, at in _list(table, "aggregates", path)]
+    if bool(windows) != bool(aggregates):
+        have, lack = ("windows", "aggregates") if windows else ("aggregates", "windows")
+        raise SpecError(f"{have} without {lack}", path, f"add {lack}, for example {_EXAMPLES[lack]}")
+    features = [
+        Feature("_".join(part for part in (entity, value, name, text) if part), name, value, length)
+        for text, length in windows
+        for name in aggregates
+    ]
+    if _flag(table, "time_since_last", path):
+        features.append(Feature(f"{entity}_time_since_last", "time_since_last", None, 0))
+    for text, at in _list(table, "label_rate", path):
+        text, length = _window(text, at)
+        features.append(Feature(f"{entity}_label_rate_{text}", "label_rate", None, length))
+    if not features:
+        raise SpecError("this table asks for no feature", path, "add windows and aggregates, or label_rate")
+    return entity, features
+
+
+_EXAMPLES = {"windows": 'windows = ["1d", "7d"]', "aggregates": 'aggregates = ["count", "mean"]'}
+
+
+def _value(table: Mapping[str, Any], path: KeyPath, number_fields: set[str]) -> str | None:
+    value = table.get("value")
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in number_fields:
+        known = ", ".join(sorted(number_fields)) or "none"
+        raise SpecError(
+            f"{value!r} is not a number field of the event", (*path, "value"), f"number fields: {known}"
+        )
+    return value
+
+
+def _aggregate(name: Any, value: str | None, path: KeyPath) -> str:
+    if not isinstance(name, str) or name not in WINDOW_AGGREGATES:
+        raise SpecError(f"unknown aggregate {name!r}", path, f"known: {', '.join(WINDOW_AGGREGATES)}")
+    if value is None and name != "count":
+        raise SpecError(f'the aggregate "{name}" needs a value', path, 'add value = "<a number field>"')
+    return name
+
+
+def _window(text: Any, path: KeyPath) -> tuple[str, int]:
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise SpecError(
+            f"{text!r} is not a duration", path, 'write a number and ms, s, m, h or d, such as "30s" or "7d"'
+        )
+    length = int(match[1]) * _UNITS_MS[match[2]]
+    if length == 0 or length % TILES:
+        raise SpecError(
+            f'a window of "{text}" cannot be cut into {TILES} equal tiles of whole milliseconds',
+            path,
+            f'use "{max(TILES, length - length % TILES)}ms" or any whole number of seconds',
+        )
+    if length > LONGEST_WINDOW_MS:
+        raise SpecError(f'a window of "{text}" is longer than ten years', path, "use a shorter window")
+    return match[0], length
+
+
+def _flag(table: Mapping[str, Any], key: str, path: KeyPath) -> bool:
+    flag = table.get(key, False)
+    if not isinstance(flag, bool):
+        raise SpecError(f"{key} must be true or false", (*path, key), f"write {key} = true")
+    return flag
+
+
+def _list(table: Mapping[str, Any], key: str, path: KeyPath) -> list[tuple[Any, KeyPath]]:
+    entries = table.get(key, [])
+    if not isinstance(entries, list):
+        raise SpecError(
+            f"{key} must be a list", (*path, key), f"write {key} = [{json.dumps(entries, default=str)}]"
+        )
+    for place, entry in enumerate(entries):
+        if entry in entries[:place]:
+            raise SpecError(
+                f"{entry!r} is listed twice in {key}", (*path, key, place), "remove one of the two"
+            )
+    return [(entry, (*path, key, place)) for place, entry in enumerate(entries)]

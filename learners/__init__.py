@@ -1,0 +1,1 @@
+"""Models that learn while the events stream by. Knows nothing of Kafka, files or feature windows."""

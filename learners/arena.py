@@ -1,0 +1,333 @@
+"""The arena: champion and challengers score the same labelled events, then learn from them; the better one
+wins.
+
+Pure: batches and the clock go in; alerts, decisions and metric rows come out. No Kafka, no files.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners import challenger as trial
+from learners.batch import Batch, ModelConfig, Schema
+from learners.buffer import Buffer
+from learners.challenger import Action, Challenger, Decision, Now
+from learners.drift import Alert, DriftConfig, LossDetector
+from learners.packing import pack, part, prefixed, unpack
+from learners.prequential import MetricRow, Prequential, log_loss, metric_row
+from learners.shift import ShiftDetector
+from learners.trainer import Trainer
+from learners.verdict import PairedTest
+
+__all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
+
+Scores = NDArray[np.float32]
+Losses = NDArray[np.float64]
+
+FIRST = "L1"
+CHALLENGERS = 2  # started by one alert: they share alpha
+BUFFER = 20_000  # newest labelled examples kept, to train a fresh challenger on
+
+
+Event = Alert | Decision | MetricRow
+
+
+class Arena:
+    """All arms of one task. `observe` is the whole story; `champion` is what serving should run.
+
+    Lineages are L1, L2, ... in the order of their birth. An alert starts two challengers, unless some are on
+    trial or others were started within the cooldown: "warm" is a copy of the champion that learns with the
+    challenger's settings, "fresh" is an untrained model of the challenger's kind that first learns what came
+    since the onset of the drift. Each is tested at alpha / 2, so that an alert ends in a wrong promotion with
+    probability at most alpha.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        champion: ModelConfig,
+        challenger: ModelConfig,
+        drift: DriftConfig,
+        seed: int,
+        *,
+        freeze_at_ms: int | None = None,
+        window: int = 5_000,
+        metrics_every: int = 500,
+        device: str = "auto",
+    ) -> None:
+        self._schema, self._settings, self._drift = schema, (champion, challenger), drift
+        self._seed, self._device = seed, device
+        self._freeze_at_ms, self._metrics_every = freeze_at_ms, metrics_every
+        self.champion = Trainer(schema, champion, seed, FIRST, device)
+        self.challengers: list[Challenger] = []
+        self.continuous: Trainer | None = None  # the first lineage, once it was replaced
+        self.frozen: Trainer | None = None
+        self._loss = LossDetector(drift)
+        self._shift = ShiftDetector(schema, drift)
+        self._prequential = Prequential(window)
+        self._buffer = Buffer(BUFFER)
+        self.examples = 0  # labelled examples observed
+        self._configs = {FIRST: champion}  # of every lineage that was ever born
+        self._decided = 0
+        self._quiet_until = 0  # no challengers are started before this many examples
+
+    def psi(self) -> dict[str, float]:
+        """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
+        return self._shift.psi()
+
+    def config_of(self, lineage: str) -> ModelConfig:
+        """The settings of any lineage that was ever born here; KeyError for others."""
+        return self._configs[lineage]
+
+    def observe(self, batch: Batch, created_ms: int) -> list[Event]:
+        """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
+
+        Rows whose label is neither 0 nor 1 are left out. A long batch is worked off in steps of the first
+        champion's batch size, so that no model is tested further from its last lesson than it would be live.
+        """
+        usable = (batch.label == 0.0) | (batch.label == 1.0)
+        if not usable.all():
+            batch = batch.take(usable)
+        size = self._settings[0].batch_size
+        events: list[Event] = []
+        for start in range(0, len(batch), size):
+            rows = batch.slice(start, min(start + size, len(batch)))
+            events += self._step(rows, Now(int(rows.event_ms.max()), created_ms))
+        return events
+
+    def _step(self, batch: Batch, now: Now) -> list[Event]:
+        """One step, in this order.
+
+        1. keep a frozen copy when it is time, before it could learn from this batch
+        2. every arm scores the batch; none has learned from it
+        3. metrics
+        4. detectors
+        5. tests, verdicts and what follows from them
+        6. every arm but the frozen one learns from the batch
+        7. an alert starts challengers; they are tested from the next batch on, which they have not learned
+        """
+        events: list[Event] = self._freeze(now)  # 1
+        scores = self._score(batch)  # 2
+        events += self._measure(batch, scores, now)  # 3
+        losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
+        alerts = self._detect(batch, scores[self.champion.lineage], losses[self.champion.lineage])  # 4
+        events += alerts
+        events += self._judge(losses, now)  # 5
+        self._learn(batch)  # 6
+        events += self._start(alerts, now)  # 7
+        return events
+
+    def _learners(self) -> list[Trainer]:
+        """The arms that learn."""
+        arms = [self.champion, *(challenger.trainer for challenger in self.challengers)]
+        return arms if self.continuous is None else [self.continuous, *arms]
+
+    def _freeze(self, now: Now) -> list[Event]:
+        """Keep a copy of the champion when event time reaches `freeze_at_ms`, with the champion's record."""
+        if self.frozen is not None or self._freeze_at_ms is None or now.event_ms < self._freeze_at_ms:
+            return []
+        champion = self.champion
+        self.frozen = champion.clone(champion.lineage)
+        self._prequential.copy(champion.lineage, "frozen")
+        reason = f"{champion.lineage} is kept as it is after {self.examples:,} examples, to compare"
+        return [self._decision("freeze", champion.lineage, reason, {"examples": self.examples}, now)]
+
+    def _score(self, batch: Batch) -> dict[str, Scores]:
+        """Scores [n] of every arm: learners by lineage, and "frozen"."""
+        scores = {arm.lineage: arm.score(batch.numbers, batch.categories) for arm in self._learners()}
+        if self.frozen is not None:
+            scores["frozen"] = self.frozen.score(batch.numbers, batch.categories)
+        return scores
+
+    def _measure(self, batch: Batch, scores: Mapping[str, Scores], now: Now) -> list[Event]:
+        """Update the rolling metrics; every `metrics_every` examples, a row for each arm."""
+        for arm, score in scores.items():
+            self._prequential.update(arm, batch.label, score)
+        known = np.isfinite(batch.served)
+        self._prequential.update("served", batch.label[known], batch.served[known])
+        due = self.examples // self._metrics_every
+        self.examples += len(batch)
+        if self.examples // self._metrics_every == due:
+            return []
+        champion = self.champion.lineage
+        arms = [("served", "", "served"), ("champion", champion, champion)]
+        if self.continuous is not None or champion == FIRST:
+            arms.append(("continuous", FIRST, FIRST))
+        if self.frozen is not None:
+            arms.append(("frozen", self.frozen.lineage, "frozen"))
+        arms += [("challenger", challenger.lineage, challenger.lineage) for challenger in self.challengers]
+        values = {key: self._prequential.row(key) for key in {key for _, _, key in arms}}
+        return [
+            metric_row(arm, lineage, values[key], now.event_ms, now.created_ms) for arm, lineage, key in arms
+        ]
+
+    def _detect(self, batch: Batch, score: Scores, loss: Losses) -> list[Alert]:
+        """Alerts on inputs and the champion's scores, and on the loss of what users got.
+
+        That is the served score, or the champion's where none was served. Labels that come days late find
+        served scores as wrong as they were all that time; the champion's recover with the first of them.
+        """
+        watched = np.where(np.isfinite(batch.served), log_loss(batch.label, batch.served), loss)
+        version = self.champion.version
+        return [*self._loss.update(batch, watched, version), *self._shift.update(batch, score, version)]
+
+    def _judge(self, losses: Mapping[str, Losses], now: Now) -> list[Event]:
+        """Give each challenger this batch's evidence, and do what its verdict asks for, the best first."""
+        for challenger in self.challengers:
+            challenger.test.update(losses[self.champion.lineage], losses[challenger.lineage])
+        events: list[Event] = []
+        for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
+            verdict, waited = challenger.test.verdict, challenger.test.count >= self._drift.max_events
+            if verdict == "promote" and self._drift.policy == "better":
+                return [*events, *self._promote(challenger, now)]
+            if verdict == "reject" or waited:
+                self.challengers.remove(challenger)
+                events.append(self._decide("reject" if verdict == "reject" else "expire", challenger, now))
+            elif verdict == "promote" and not challenger.recommended:
+                challenger.recommended = True
+                events.append(self._decide("recommend", challenger, now))
+        self._forget()
+        return events
+
+    def approve(self, lineage: str, event_ms: int, created_ms: int) -> list[Event]:
+        """A person promotes a challenger on trial, whatever its test says. KeyError if it is not on trial."""
+        chosen = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
+        return self._promote(chosen, Now(event_ms, created_ms), "promoted by a person")
+
+    def _promote(self, winner: Challenger, now: Now, why: str = "") -> list[Event]:
+        """The winner becomes the champion; the rest of the field retires."""
+        losers = [challenger for challenger in self.challengers if challenger is not winner]
+        events: list[Event] = [self._decide("promote", winner, now, why)]
+        events += [self._decide("retire", loser, now, f"{winner.lineage} won") for loser in losers]
+        former, self.champion, self.challengers = self.champion, winner.trainer, []
+        if former.lineage == FIRST and self._drift.keep_reference:
+            self.continuous = former
+        self._loss.swapped()
+        self._shift.swapped()
+        self._forget()
+        return events
+
+    def _forget(self) -> None:
+        """Drop the metrics of arms that are gone."""
+        self._prequential.keep({"served", "frozen", *(arm.lineage for arm in self._learners())})
+
+    def _learn(self, batch: Batch) -> None:
+        """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
+        for arm in self._learners():
+            arm.train(batch)
+        self._buffer.add(batch)
+
+    def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
+        """Start the challengers of the first alert, unless some are on trial or it is too soon."""
+        if not alerts or self.challengers or self.examples < self._quiet_until:
+            return []
+        self._quiet_until = self.examples + self._drift.cooldown
+        alert = alerts[0]
+        self.challengers = [
+            Challenger(self._warm(), "warm", alert.alert_id, self._test()),
+            Challenger(self._fresh(alert.since_ms), "fresh", alert.alert_id, self._test()),
+        ]
+        return [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
+
+    def _test(self) -> PairedTest:
+        """A challenger's test, at its share of alpha."""
+        drift = self._drift
+        alpha = drift.alpha / CHALLENGERS
+        return PairedTest(alpha, drift.min_effect, min_events=drift.min_events, max_events=drift.max_events)
+
+    def _warm(self) -> Trainer:
+        """A copy of the champion that learns with the settings that the champion does not use.
+
+        These are the challenger's, or the first champion's where the champion was a challenger itself: a copy
+        that learns exactly as its original cannot be better.
+        """
+        config = trial.other_settings(self.champion.config, *self._settings)
+        return self.champion.clone(self._born(config), config)
+
+    def _fresh(self, since_ms: int) -> Trainer:
+        """An untrained model of the challenger's kind, trained once on the buffer since the onset of the
+        drift.
+
+        Older examples would teach it what no longer holds, and more than one pass over a few hundred learns
+        them by heart.
+        """
+        config, seed = self._settings[1], self._seed + len(self._configs)
+        trainer = Trainer(self._schema, config, seed, self._born(config), self._device)
+        for batch in self._buffer:
+            trainer.train(batch.take(batch.event_ms >= since_ms))
+        return trainer
+
+    def _born(self, config: ModelConfig) -> str:
+        """The name of the next lineage, whose settings are kept from now on."""
+        name = f"L{len(self._configs) + 1}"
+        self._configs[name] = config
+        return name
+
+    def _decide(self, action: Action, challenger: Challenger, now: Now, why: str = "") -> Decision:
+        """The decision about a challenger, with the metrics of both sides on the events of the test."""
+        last, champion = challenger.test.count, self.champion.lineage
+        metrics = {
+            "champion": self._prequential.row(champion, last),
+            "challenger": self._prequential.row(challenger.lineage, last),
+        }
+        reason = trial.reason(action, challenger, champion, why)
+        return self._decision(action, challenger.lineage, reason, trial.evidence(challenger, metrics), now)
+
+    def _decision(
+        self, action: Action, lineage: str, reason: str, facts: dict[str, Any], now: Now
+    ) -> Decision:
+        self._decided += 1
+        decision_id, champion = f"{self._decided}-{action}-{lineage}", self.champion.lineage
+        return Decision(decision_id, action, lineage, champion, reason, facts, now.event_ms, now.created_ms)
+
+    def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Everything: files, and a record ready for JSON. After `load` an arena goes on exactly as here."""
+        arms = {arm.lineage: arm for arm in self._learners()}
+        if self.frozen is not None:
+            arms["frozen"] = self.frozen
+        files = {
+            f"arms/{key}/{name}": data for key, arm in arms.items() for name, data in arm.state().items()
+        }
+        files["detectors.npz"] = pack(
+            prefixed("loss", self._loss.state()) | prefixed("shift", self._shift.state())
+        )
+        files["prequential.npz"] = pack(self._prequential.state())
+        files["buffer.npz"] = pack(self._buffer.state())
+        return files, {
+            "champion": self.champion.lineage,
+            "continuous": None if self.continuous is None else self.continuous.lineage,
+            "frozen": self.frozen is not None,
+            "challengers": [challenger.record() for challenger in self.challengers],
+            "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
+            "counts": [self.examples, self._decided, self._quiet_until],
+        }
+
+    def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+        """The inverse of `state`, for an arena made with the same settings.
+
+        Raises ValueError if the state belongs to another schema, with this arena unchanged.
+        """
+
+        def arm(key: str) -> Trainer:
+            start = f"arms/{key}/"
+            trainer = Trainer(self._schema, self._settings[0], self._seed, key, self._device)
+            trainer.load({name.removeprefix(start): files[name] for name in files if name.startswith(start)})
+            return trainer
+
+        champion = arm(record["champion"])
+        continuous = arm(record["continuous"]) if record["continuous"] else None
+        frozen = arm("frozen") if record["frozen"] else None
+        challengers = [
+            Challenger.restored(arm(each["lineage"]), self._test(), each) for each in record["challengers"]
+        ]
+        self.champion, self.challengers = champion, challengers
+        self.continuous, self.frozen = continuous, frozen
+        detectors = unpack(files["detectors.npz"])
+        self._loss.load(part("loss", detectors))
+        self._shift.load(part("shift", detectors))
+        self._prequential.load(unpack(files["prequential.npz"]))
+        self._buffer.load(unpack(files["buffer.npz"]))
+        self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
+        self.examples, self._decided, self._quiet_until = record["counts"]

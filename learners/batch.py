@@ -1,0 +1,185 @@
+"""What flows through the learner: the schema of a row, a batch of rows, and the settings of a model.
+
+This file imports no torch, so that the serving and join roles can build batches without paying for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.errors import UserError
+
+FAMILIES = ("dcn", "deepfm", "logistic")
+OPTIMISERS = ("adam", "adagrad", "sgd")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a row, in order, and the hash of everything that gives them their meaning.
+
+    `numbers` are float columns (NaN means unknown); `categories` are int64 pseudonyms (0 means missing).
+    `fingerprint` is the task's schema hash. Two schemas are the same for a model only if all three are equal.
+    """
+
+    numbers: tuple[str, ...]
+    categories: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def hash(self) -> str:
+        """Hex of 16 bytes over names, their order and the fingerprint: what a model update must agree on."""
+        text = json.dumps([list(self.numbers), list(self.categories), self.fingerprint])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; `from_dict` is its inverse."""
+        return {
+            "numbers": list(self.numbers),
+            "categories": list(self.categories),
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(tuple(raw["numbers"]), tuple(raw["categories"]), str(raw["fingerprint"]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`n` labelled rows, features exactly as they were served.
+
+    Shapes: `event_ids` n strings, `event_ms` and `known_ms` int64 [n] (milliseconds UTC; `known_ms`:
+    when the label became known), `numbers` float32 [n, N], `categories` int64 [n, C], `served` float32 [n]
+    (the served probability, NaN where none was), `label` float32 [n] (0 or 1). Columns are in schema order.
+    """
+
+    event_ids: list[str]
+    event_ms: NDArray[np.int64]
+    known_ms: NDArray[np.int64]
+    numbers: NDArray[np.float32]
+    categories: NDArray[np.int64]
+    served: NDArray[np.float32]
+    label: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        n = len(self.event_ids)
+        columns = (self.event_ms, self.known_ms, self.numbers, self.categories, self.served, self.label)
+        if any(len(column) != n for column in columns) or self.numbers.ndim != 2 or self.categories.ndim != 2:
+            shapes = [column.shape for column in columns]
+            raise ValueError(f"a batch of {n} ids has columns of shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Rows `start` to `stop` (a view: no copy of the arrays)."""
+        part = np.s_[start:stop]
+        return Batch(
+            self.event_ids[part],
+            self.event_ms[part],
+            self.known_ms[part],
+            self.numbers[part],
+            self.categories[part],
+            self.served[part],
+            self.label[part],
+        )
+
+    def take(self, rows: NDArray[Any]) -> "Batch":
+        """The rows of a boolean mask [n] or an index array, in that order (a copy)."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return Batch(
+            [self.event_ids[row] for row in index],
+            self.event_ms[index],
+            self.known_ms[index],
+            self.numbers[index],
+            self.categories[index],
+            self.served[index],
+            self.label[index],
+        )
+
+    @classmethod
+    def concat(cls, batches: Sequence["Batch"]) -> "Batch":
+        """One batch of all rows in order, of at least one batch (an empty list has no column count)."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls(
+            [event_id for batch in batches for event_id in batch.event_ids],
+            np.concatenate([batch.event_ms for batch in batches]),
+            np.concatenate([batch.known_ms for batch in batches]),
+            np.concatenate([batch.numbers for batch in batches]),
+            np.concatenate([batch.categories for batch in batches]),
+            np.concatenate([batch.served for batch in batches]),
+            np.concatenate([batch.label for batch in batches]),
+        )
+
+    @classmethod
+    def empty(cls, schema: Schema) -> "Batch":
+        """Zero rows with the schema's column counts."""
+        return cls(
+            [],
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros((0, len(schema.numbers)), np.float32),
+            np.zeros((0, len(schema.categories)), np.int64),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides how a model is built and trained, except the seed.
+
+    `rows` is the number of hashed embedding rows for each category; `embedding` is the width of a row.
+    `clip_norm` is the largest L2 norm of the whole gradient of one step (dense and embedding rows together).
+    `weight_decay` is decoupled from the gradient; for an embedding row it acts in steps that touch it.
+    """
+
+    family: str = "dcn"
+    embedding: int = 8
+    rows: int = 16384
+    hidden: tuple[int, ...] = field(default=(64, 32))
+    optimiser: str = "adam"
+    learning_rate: float = 0.002
+    batch_size: int = 256
+    weight_decay: float = 0.0
+    clip_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UserError(f"unknown model family {self.family!r}", f"use one of {', '.join(FAMILIES)}")
+        if self.optimiser not in OPTIMISERS:
+            raise UserError(f"unknown optimiser {self.optimiser!r}", f"use one of {', '.join(OPTIMISERS)}")
+        for name in ("embedding", "rows", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model {name} is {getattr(self, name)}", f"give a {name} of at least 1")
+        if any(width < 1 for width in self.hidden):
+            raise UserError(f"model hidden is {list(self.hidden)}", "give every layer a width of at least 1")
+        if not self.learning_rate > 0 or not self.clip_norm > 0 or not self.weight_decay >= 0:
+            raise UserError(
+                f"model learning_rate {self.learning_rate}, clip_norm {self.clip_norm}, "
+                f"weight_decay {self.weight_decay}",
+                "the first two must be above 0 and the last at least 0",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; `from_dict` is its inverse."""
+        return {**asdict(self), "hidden": list(self.hidden)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; missing keys take their defaults, unknown ones raise UserError."""
+        unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise UserError(f"unknown model setting {unknown[0]!r}", f"use one of {known}")
+        values = dict(raw)
+        if "hidden" in values:
+            values["hidden"] = tuple(int(width) for width in values["hidden"])
+        return cls(**values)

@@ -1,0 +1,54 @@
+"""The newest labelled examples, kept so that a fresh model can be trained on them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.batch import Batch
+from learners.packing import Arrays
+
+COLUMNS = ("event_ms", "known_ms", "numbers", "categories", "served", "label")
+
+
+class Buffer:
+    """At least the newest `size` examples once that many were added, in the batches they came in.
+
+    Whole batches leave, oldest first. Event ids are not kept: no model learns from them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._batches: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, oldest first; their ids are empty."""
+        return iter(self._batches)
+
+    def add(self, batch: Batch) -> None:
+        """Append a batch; batches that the newest `size` examples do not reach go."""
+        self._batches.append(replace(batch, event_ids=[""] * len(batch)))
+        while sum(map(len, self._batches[1:])) >= self._size:
+            del self._batches[0]
+
+    def state(self) -> Arrays:
+        """All columns end to end, and the sizes of the batches; empty without any."""
+        if not self._batches:
+            return {}
+        whole = Batch.concat(self._batches)
+        columns = {name: getattr(whole, name) for name in COLUMNS}
+        return columns | {"sizes": np.array([len(batch) for batch in self._batches], np.int64)}
+
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state`."""
+        self._batches = []
+        if not state:
+            return
+        sizes = state["sizes"].tolist()
+        whole = Batch([""] * sum(sizes), **{name: state[name] for name in COLUMNS})
+        start = 0
+        for size in sizes:
+            self._batches.append(whole.slice(start, start + size))
+            start += size

@@ -1,0 +1,137 @@
+"""A challenger on trial, and the decision about it: one row with the evidence and the reason in words."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+from learners.batch import ModelConfig
+from learners.trainer import Trainer
+from learners.verdict import PairedTest
+
+Action = Literal["freeze", "start", "promote", "recommend", "reject", "expire", "retire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """When a step happens: event time of its newest example, and the caller's clock."""
+
+    event_ms: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided about a lineage, and the evidence for it. Every decision is one row of the history.
+
+    `action` is freeze (a copy of the champion was kept as it is, to compare), start (a challenger was
+    started), promote (it is the champion now), recommend (it is better, but the policy leaves the rest to a
+    person), reject (it is worse), expire (it was on trial for max_events) or retire (another one won).
+    """
+
+    decision_id: str  # stable: the same stream gives the same id after a restart
+    action: Action
+    lineage: str
+    champion: str  # the champion when it was decided; for a promotion, the one that was replaced
+    reason: str
+    evidence: dict[str, Any]  # ready for JSON; what is undefined is None
+    event_ms: int
+    created_ms: int
+
+
+@dataclass(slots=True)
+class Challenger:
+    """A model on trial: how it was made ("warm" or "fresh"), after which alert, and the test it is in."""
+
+    trainer: Trainer
+    kind: str
+    alert_id: str
+    test: PairedTest
+    recommended: bool = False
+
+    @property
+    def lineage(self) -> str:
+        """The name of its lineage."""
+        return self.trainer.lineage
+
+    def record(self) -> dict[str, Any]:
+        """All but the model, ready for JSON."""
+        return {
+            "lineage": self.lineage,
+            "kind": self.kind,
+            "alert_id": self.alert_id,
+            "recommended": self.recommended,
+            "test": self.test.state(),
+        }
+
+    @classmethod
+    def restored(cls, trainer: Trainer, test: PairedTest, record: Mapping[str, Any]) -> Self:
+        """The inverse of `record`, with the model, and a test that has only its settings."""
+        test.load(record["test"])
+        return cls(trainer, record["kind"], record["alert_id"], test, record["recommended"])
+
+
+def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: ModelConfig) -> ModelConfig:
+    """The champion's shape with the way to learn that it does not use.
+
+    `standing` and `challenging` are the champion's and the challenger's sections of the task.
+    """
+    other = standing if champion.learning_rate == challenging.learning_rate else challenging
+    return replace(
+        champion,
+        optimiser=other.optimiser,
+        learning_rate=other.learning_rate,
+        batch_size=other.batch_size,
+        weight_decay=other.weight_decay,
+        clip_norm=other.clip_norm,
+    )
+
+
+def evidence(challenger: Challenger, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What the test knows, ready for JSON. `metrics`: of "champion" and "challenger", on its events."""
+    test = challenger.test
+    champion_loss, challenger_loss = test.losses
+    values: dict[str, Any] = {
+        "alert_id": challenger.alert_id,
+        "kind": challenger.kind,
+        "alpha": test.alpha,
+        "min_effect": test.min_effect,
+        "e_value": test.e_value,
+        "e_value_worse": test.e_value_worse,
+        "n": test.count,
+        "mean_difference": champion_loss - challenger_loss,
+        "champion_log_loss": champion_loss,
+        "challenger_log_loss": challenger_loss,
+    }
+    for arm, row in metrics.items():
+        values[f"{arm}_auc"] = row["auc"]
+        values[f"{arm}_average_precision"] = row["average_precision"]
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
+
+
+def reason(action: Action, challenger: Challenger, champion: str, why: str) -> str:
+    """The decision in words. `why` stands in for the numbers of the test where these are not the reason."""
+    test = challenger.test
+    name = f"{challenger.lineage} ({challenger.kind}, after {challenger.alert_id})"
+    if why:
+        return f"{name}: {why}"
+    champion_loss, challenger_loss = test.losses
+    numbers = (
+        f"log loss {challenger_loss:.4f} against {champion_loss:.4f} of {champion} "
+        f"on {test.count:,} examples that neither had learned from"
+    )
+    needed = f"of {1.0 / test.alpha:.3g} needed"
+    match action:
+        case "promote":
+            return f"{name} is better: {numbers}, e-value {test.e_value:.3g} {needed}"
+        case "recommend":
+            return f"{name} is better and waits for a person: {numbers}, e-value {test.e_value:.3g} {needed}"
+        case "reject":
+            return f"{name} is worse: {numbers}, e-value {test.e_value_worse:.3g} {needed}"
+        case _ if challenger.recommended:
+            return f"{name} was better, but nobody promoted it: {numbers}"
+        case _:
+            return f"{name} was not clearly better: {numbers}, e-value {test.e_value:.3g} {needed}"

@@ -1,0 +1,100 @@
+"""A model's weights as named tensors: what a refresh, a swap and a checkpoint carry, and the check before
+they are used.
+
+Names: every parameter and running statistic by its own name, whole; the table by `table.index` int64 [u]
+(strictly rising row numbers) and `table.rows` float32 [u, width]. Rows that are not listed keep what they
+have: their former value in a refresh, their first value (a function of the seed) in a whole model.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learners.batch import ModelConfig, Schema
+from learners.models import EventModel
+
+INDEX, ROWS = "table.index", "table.rows"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a trainer tells the serving side.
+
+    `whole` is False for a refresh, which can only be applied to the weights of (`lineage`, `previous`) whose
+    chain is `follows`. `chain` identifies the weights after it: a hash over all updates so far, so that two
+    histories that number their refreshes alike (a learner that went back to an older checkpoint) are told
+    apart.
+    """
+
+    whole: bool
+    lineage: str
+    previous: int
+    refresh: int
+    follows: str
+    chain: str
+    tensors: dict[str, Tensor]
+
+
+def dense(model: EventModel) -> dict[str, Tensor]:
+    """Parameters and running statistics by name (references, not copies)."""
+    return {name: parameter.data for name, parameter in model.named_parameters()} | model.statistics()
+
+
+def extract(model: EventModel, rows: Tensor) -> dict[str, Tensor]:
+    """Copies on the CPU of everything dense, and of the table rows marked in the mask `rows` bool [R]."""
+    index = rows.nonzero().squeeze(1)
+    tensors = {name: value.detach().cpu().clone() for name, value in dense(model).items()}
+    return tensors | {INDEX: index.cpu(), ROWS: model.table[index].cpu()}
+
+
+def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
+    """Why `tensors` cannot be written into `model`, or None if they can: names, types, shapes, finiteness,
+    row numbers.
+    """
+    wanted = dense(model)
+    if set(tensors) != {*wanted, INDEX, ROWS}:
+        return f"has other tensors: {sorted(set(tensors) ^ {*wanted, INDEX, ROWS})}"
+    index = tensors[INDEX]
+    if index.dtype != torch.int64 or index.ndim != 1:
+        return f"{INDEX} is {index.dtype} of shape {tuple(index.shape)}"
+    shapes = {name: value.shape for name, value in wanted.items()}
+    shapes[ROWS] = torch.Size((len(index), model.table.shape[1]))
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if value.dtype != torch.float32 or value.shape != shape:
+            return (
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, the model has float32 {tuple(shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            return f"{name} holds NaN or infinity"
+        if name in ("var", "count", "seen") and bool((value < 0).any()):
+            return f"{name} holds a negative number"
+    if len(index) and (index[0] < 0 or index[-1] >= len(model.table) or bool((index.diff() <= 0).any())):
+        return f"{INDEX} is not a rising list of rows below {len(model.table)}"
+    return None
+
+
+@torch.no_grad()
+def write(model: EventModel, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors in which `problem` found none. In place: callers must not score at the same time."""
+    for name, value in dense(model).items():
+        value.copy_(tensors[name])
+    model.table.index_copy_(0, tensors[INDEX].to(model.table.device), tensors[ROWS].to(model.table.device))
+
+
+def first_chain(schema: Schema, config: ModelConfig, seed: int, lineage: str) -> str:
+    """The chain of a model that has learned nothing: the same wherever the same model is built."""
+    text = json.dumps([schema.hash, config.to_dict(), seed, lineage], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def next_chain(chain: str, tensors: dict[str, Tensor]) -> str:
+    """The chain after `tensors` were written into the weights that `chain` identifies."""
+    digest = hashlib.blake2b(chain.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()

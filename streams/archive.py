@@ -1,0 +1,189 @@
+"""The archive role: what leaves the stream is kept in ClickHouse. Faust agents over the batch transport.
+
+At least once: rows are inserted first and offsets committed afterwards, and the tables replace a row that comes twice
+(same id, or same topic, partition and offset), so the history has everything once. All partitions share one writer that
+inserts about once a second, a few large blocks instead of many small ones.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from faust.types import TP
+
+from infra.clickhouse import Archive
+from infra.clock import now_ms
+from streams.live import META
+from streams.task import Task
+from streams.topics import Topics
+from streams.transaction import Committer, Outputs
+from streams.wire import decode_labelled
+
+log = logging.getLogger(__name__)
+Row = tuple[Any, ...]
+
+PREDICTIONS = (
+    "task", "event_id", "score", "version", "lineage", "event_ms", "received_ms", "processed_ms", "archived_ms", "late",
+    "source_partition", "source_offset",
+)  # fmt: skip
+LABELS = ("task", "event_id", "label", "event_ms", "known_ms", "served", "version", "source", "joined_ms")
+VERSIONS = ("task", "version", "lineage", "refresh", "kind", "bytes", "sha256", "event_ms", "created_ms")
+ALERTS = (
+    "task", "alert_id", "detector", "level", "subject", "strength", "threshold", "since_event_id", "since_ms",
+    "event_ms", "created_ms", "version", "message",
+)  # fmt: skip
+DECISIONS = (
+    "task", "decision_id", "action", "lineage", "champion", "reason", "evidence", "event_ms", "created_ms",
+)  # fmt: skip
+METRICS = (
+    "task", "arm", "lineage", "event_ms", "created_ms", "n", "positives", "auc", "average_precision", "log_loss", "ece",
+)  # fmt: skip
+DEAD_LETTERS = ("task", "topic", "partition", "offset", "reason", "bytes_len", "sha256", "created_ms")
+
+
+def prediction_rows(record: Any) -> list[Row]:
+    """One prediction record as a row of `predictions`."""
+    p = json.loads(record.value)
+    source, lineage = p["source"], p["version"].partition(".")[0]
+    return [
+        (
+            p["task"], p["event_id"], p["score"], p["version"], lineage, p["event_time"], p["received_at"],
+            p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"],
+        )
+    ]  # fmt: skip
+
+
+def label_rows(task: str, record: Any) -> list[Row]:
+    """One labelled batch as rows of `labels`."""
+    labelled = decode_labelled(record.value)
+    columns = zip(
+        labelled.rows.ids, labelled.label.tolist(), labelled.rows.event_ms.tolist(), labelled.known_ms.tolist(),
+        labelled.served.tolist(), labelled.version, labelled.default.tolist(), strict=True,
+    )  # fmt: skip
+    return [
+        (task, i, label, event, known, served, version, "default" if default else "label", record.timestamp)
+        for i, label, event, known, served, version, default in columns
+    ]
+
+
+def version_rows(task: str, record: Any) -> list[Row]:
+    """One model update as a row of `versions`."""
+    meta = json.loads(dict(record.headers)[META])
+    size = len(record.value or b"")
+    names = ("version", "lineage", "refresh", "kind")
+    return [(task, *(meta[n] for n in names), size, meta["sha256"], meta["event_ms"], meta["created_ms"])]
+
+
+def alert_rows(record: Any) -> list[Row]:
+    """One drift alert as a row of `alerts`."""
+    a = json.loads(record.value)
+    return [tuple(a[_JSON_NAMES.get(name, name)] for name in ALERTS)]
+
+
+def decision_rows(record: Any) -> list[Row]:
+    """One decision as a row of `decisions`."""
+    d = json.loads(record.value) | {}
+    d["evidence"] = json.dumps(d["evidence"])
+    return [tuple(d[_JSON_NAMES.get(name, name)] for name in DECISIONS)]
+
+
+def metric_rows(record: Any) -> list[Row]:
+    """One evaluation as a row of `metrics`; what is not defined (null) becomes NaN."""
+    m = {name: math.nan if value is None else value for name, value in json.loads(record.value).items()}
+    return [tuple(m[_JSON_NAMES.get(name, name)] for name in METRICS)]
+
+
+def dead_letter_rows(record: Any) -> list[Row]:
+    """One dead letter as a row of `dead_letters`: its place, reason, size and hash, never its bytes."""
+    h = {name: value.decode(errors="replace") for name, value in record.headers}
+    value = record.value or b""
+    place = (h["driftline.topic"], int(h["driftline.partition"]), int(h["driftline.offset"]))
+    digest = hashlib.sha256(value).hexdigest()
+    return [(h["driftline.task"], *place, h["driftline.reason"], len(value), digest, record.timestamp)]
+
+
+_JSON_NAMES = {"event_ms": "event_time", "created_ms": "created_at", "since_ms": "since_time"}
+
+
+def sources(task: Task) -> dict[str, tuple[str, tuple[str, ...], Callable[[Any], list[Row]]]]:
+    """Topic → (table, columns, record → rows)."""
+    topics, name = Topics.of(task), task.name
+    return {
+        topics.predictions: ("predictions", PREDICTIONS, prediction_rows),
+        topics.labelled: ("labels", LABELS, lambda record: label_rows(name, record)),
+        topics.model_updates: ("versions", VERSIONS, lambda record: version_rows(name, record)),
+        topics.drift_alerts: ("alerts", ALERTS, alert_rows),
+        topics.audit: ("decisions", DECISIONS, decision_rows),
+        topics.metrics: ("metrics", METRICS, metric_rows),
+        topics.dead_letters: ("dead_letters", DEAD_LETTERS, dead_letter_rows),
+    }
+
+
+class ArchiveWriter:
+    """Collects rows of all partitions and inserts them together; `stored` waits until that happened."""
+
+    def __init__(self, archive: Archive, executor: Executor, every_s: float = 1.0) -> None:
+        self._archive, self._executor, self._every_s = archive, executor, every_s
+        self._rows: dict[str, tuple[tuple[str, ...], list[Row]]] = {}
+        self._done: asyncio.Future[None] | None = None
+
+    async def stored(self, table: str, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
+        """Add rows and wait until they are in the archive; raises what the insert raised."""
+        if self._done is None:
+            self._done = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(self._every_s, self._start)
+        self._rows.setdefault(table, (columns, []))[1].extend(rows)
+        await asyncio.shield(self._done)
+
+    def _start(self) -> None:
+        done, rows = self._done, self._rows
+        self._done, self._rows = None, {}
+        self._flushing = asyncio.ensure_future(self._flush(done, rows))
+
+    async def _flush(
+        self, done: "asyncio.Future[None] | None", tables: dict[str, tuple[tuple[str, ...], list[Row]]]
+    ) -> None:
+        assert done is not None
+        loop = asyncio.get_running_loop()
+        try:
+            for table, (columns, rows) in tables.items():
+                data = [list(column) for column in zip(*rows, strict=True)]
+                await loop.run_in_executor(self._executor, self._archive.insert, table, list(columns), data)
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+
+class ArchiveStep:
+    """One partition of one archived topic."""
+
+    def __init__(
+        self, task: Task, writer: ArchiveWriter, topic: str, partition: int, committer: Committer
+    ) -> None:
+        self._table, self._columns, self._rows_of = sources(task)[topic]
+        self._writer, self._committer, self._source = writer, committer, TP(topic, partition)
+
+    async def open(self) -> Mapping[TP, int]:
+        return await self._committer.open([self._source])
+
+    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        batch = records[self._source]
+        rows: list[Row] = []
+        for record in batch:
+            try:
+                rows += self._rows_of(record)
+            except (KeyError, ValueError, TypeError) as error:
+                # Someone else wrote into one of our topics: history must not stop for it.
+                log.error("%s offset %d is not archived: %r", self._source, record.offset, error)
+        if rows:
+            await self._writer.stored(self._table, self._columns, rows)
+        await self._committer.commit(Outputs(), {self._source: batch[-1].offset + 1})
+
+    async def close(self, *, final: bool) -> None:
+        await self._committer.close()

@@ -1,0 +1,128 @@
+"""All roles of one task on this machine: `driftline up`, the demo and a replay without a cluster run on it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from infra.embedded import EmbeddedKafka
+from infra.errors import UserError
+from infra.kafka import group_ready, wait_ready
+from infra.settings import Settings
+from infra.supervisor import Supervisor
+from streams.roles import prepare
+from streams.task import Task
+
+RUN_FILE = "run.json"
+
+
+class Cluster:
+    """Kafka (embedded unless `settings.kafka` names one) and the four roles, each a supervised process.
+
+    Args:
+        task: the task to run.
+        settings: where; `settings.kafka` "" means an embedded broker in `<data>/kafka`.
+        workers: serve workers.
+        freeze_at_ms: event time at which the learner keeps a frozen copy to compare with, or None.
+        port: of the embedded broker; None for the one it had before, or a free one.
+        say: told, in one sentence each, what is being done.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        *,
+        workers: int = 1,
+        freeze_at_ms: int | None = None,
+        port: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.task, self.settings = task, settings
+        self._workers, self._freeze_at_ms, self._port, self._say = workers, freeze_at_ms, port, say
+        self._broker: EmbeddedKafka | None = None
+        self.roles = Supervisor(settings.log_dir)
+        self._run_file = settings.data / RUN_FILE
+
+    def start(self) -> None:
+        """Start everything; returns when the roles are on their way. Raises UserError."""
+        _refuse_second(self._run_file)
+        if self.settings.kafka:
+            wait_ready(self.settings.kafka)
+        else:
+            self._broker = EmbeddedKafka(
+                self.settings.data / "kafka", port=self._port, progress=self._downloading
+            )
+            self.settings = replace(self.settings, kafka=self._broker.start())
+            self._say(f"Kafka listens on {self.settings.kafka}")
+        self.settings = prepare(self.task, self.settings)
+        self._start_roles()
+        self._run_file.parent.mkdir(parents=True, exist_ok=True)
+        self._run_file.write_text(
+            json.dumps({"kafka": self.settings.kafka, "task": str(self.task.path), "pid": os.getpid()})
+        )
+
+    def _downloading(self, done: int, total: int) -> None:
+        if done == 0:
+            self._say(f"downloading Kafka's {total} jars (once)")
+
+    def _start_roles(self) -> None:
+        env = {**os.environ, **self.settings.to_env()}
+        names = ["archive", "join", "learn", *(f"serve-{i + 1}" for i in range(self._workers))]
+        for name in names:
+            role = name.partition("-")[0]
+            command = [sys.executable, "-m", "streams.cli", role, "--task", str(self.task.path)]
+            if role == "learn" and self._freeze_at_ms is not None:
+                command += ["--freeze-at", str(self._freeze_at_ms)]
+            self.roles.start(name, command, env)
+
+    def ready(self) -> bool:
+        """Whether every Faust role has its partitions."""
+        groups = [f"driftline-{self.task.name}-{role}" for role in ("serve", "join", "archive")]
+        return all(group_ready(self.settings.kafka, group) for group in groups)
+
+    def poll(self) -> None:
+        """Restart what ended; to be called about every second. Raises UserError for a role that cannot stay up."""
+        self.roles.poll()
+
+    def stop(self) -> None:
+        """End the roles, then the broker."""
+        self.roles.stop(20.0)
+        if self._broker is not None:
+            self._broker.stop()
+        self._run_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def running(data: Path) -> dict[str, str] | None:
+    """{"kafka", "task"} of the `driftline up` that runs on this data folder, or None."""
+    try:
+        record = json.loads((data / RUN_FILE).read_text())
+        os.kill(record["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return {"kafka": record["kafka"], "task": record["task"]}
+
+
+def _refuse_second(run_file: Path) -> None:
+    if running(run_file.parent):
+        raise UserError(
+            f"Driftline already runs on {run_file.parent}",
+            "stop it first, or give another folder with DRIFTLINE_DATA",
+        )

@@ -1,0 +1,285 @@
+"""The state of one partition of the join: examples that wait for a label, and labels that came before their example.
+
+Pure: no Kafka, no clock, no files. The partition's log holds examples and labels in one order, so a replay of the log
+makes every decision again exactly as it was made.
+
+An example is decided once: by the first label for its id, or, when the watermark passes its window, by what the task
+says of a missing label. The watermark is the lowest of the newest event times of the source partitions, so a partition
+that lags behind does not have its examples closed early; one that was silent for `IDLE_AFTER` records is left out.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams import wire
+from streams.task import Task
+from streams.wire import Labelled, Rows
+
+IDLE_AFTER = 1000
+_BEGINNING = -(2**62)
+_ROW_ARRAYS = (
+    "event_ms",
+    "received_ms",
+    "partition",
+    "offset",
+    "late",
+    "keys",
+    "categories",
+    "values",
+    "numbers",
+)
+
+
+@dataclass
+class JoinCounts:
+    """What happened to examples and labels, since the partition was taken over."""
+
+    joined: int = 0
+    defaulted: int = 0
+    dropped: int = 0
+    orphans: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    label: float
+    known_ms: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    slot: int
+    label: float
+    known_ms: int
+    default: bool
+
+
+class JoinPartition:
+    """Folds the examples log of one partition into labelled rows."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._pool = _Pool(task)
+        self._slots: dict[str, int] = {}
+        self._deadlines: list[tuple[int, str]] = []
+        self._early: dict[str, _Early] = {}
+        self._newest: dict[int, int] = {}  # source partition → newest event time
+        self._heard: dict[int, int] = {}  # source partition → number of the record that last spoke of it
+        self._records = 0
+        self.counts = JoinCounts()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def fold(self, records: Sequence[Any]) -> Labelled | None:
+        """Fold records of the log, in offset order; the rows that they decided, or None."""
+        parts = []
+        for record in records:
+            decided = self._labels(record) if _kind(record) == wire.LABELS else self._examples(record)
+            decided += self._close()
+            if decided:
+                parts.append(self._pool.take(decided))
+                self._pool.free([d.slot for d in decided])
+        return _concat(parts) if parts else None
+
+    @property
+    def watermark_ms(self) -> int:
+        """Event time up to which every source partition that is not idle has come."""
+        live = [t for p, t in self._newest.items() if self._records - self._heard[p] <= IDLE_AFTER]
+        return min(live, default=_BEGINNING)
+
+    def _examples(self, record: Any) -> list[_Decided]:
+        rows, served, versions = wire.decode_examples(record.value)
+        self._records += 1
+        for source in np.unique(rows.partition).tolist():
+            newest = int(rows.event_ms[rows.partition == source].max())
+            self._newest[source] = max(newest, self._newest.get(source, _BEGINNING))
+            self._heard[source] = self._records
+        slots = self._pool.put(rows, served, versions)
+        decided = []
+        window = self._task.label.window_ms
+        for event_id, slot, event_ms in zip(rows.ids, slots, rows.event_ms.tolist(), strict=True):
+            early = self._early.pop(event_id, None)
+            if early is not None:
+                decided.append(self._decide(slot, event_ms, early.label, early.known_ms))
+            else:
+                self._slots[event_id] = slot
+                heapq.heappush(self._deadlines, (event_ms + window, event_id))
+        return decided
+
+    def _labels(self, record: Any) -> list[_Decided]:
+        labels = wire.decode_labels(record.value)
+        self._records += 1
+        decided = []
+        expires = self.watermark_ms + self._task.label.window_ms + self._task.serving.allowed_lateness_ms
+        for event_id, label, known in zip(
+            labels.ids, labels.label.tolist(), labels.known_ms.tolist(), strict=True
+        ):
+            slot = self._slots.pop(event_id, None)
+            if slot is not None:
+                decided.append(self._decide(slot, self._pool.event_ms(slot), label, known))
+            else:
+                self._early[event_id] = _Early(label, known, expires)
+        return decided
+
+    def _decide(self, slot: int, event_ms: int, label: float, known_ms: int) -> _Decided:
+        self.counts.joined += 1
+        known = event_ms + self._task.label.delay_ms if known_ms < 0 else max(known_ms, event_ms)
+        return _Decided(slot, label, known, False)
+
+    def _close(self) -> list[_Decided]:
+        """Decide examples whose window the watermark has passed; forget early labels that nothing came for."""
+        watermark, missing, decided = self.watermark_ms, self._task.label.missing, []
+        while self._deadlines and self._deadlines[0][0] <= watermark:
+            deadline, event_id = heapq.heappop(self._deadlines)
+            slot = self._slots.pop(event_id, None)
+            if slot is None:
+                continue  # its label came
+            if missing is None:
+                self.counts.dropped += 1
+                self._pool.free([slot])
+            else:
+                self.counts.defaulted += 1
+                decided.append(_Decided(slot, missing, deadline, True))
+        if self._records % IDLE_AFTER == 0:
+            gone = [event_id for event_id, early in self._early.items() if early.expires_ms < watermark]
+            for event_id in gone:
+                del self._early[event_id]
+            self.counts.orphans += len(gone)
+        return decided
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Copies of everything that the log made so far."""
+        ids = list(self._slots)
+        arrays = self._pool.export([self._slots[i] for i in ids])
+        early = list(self._early.items())
+        sources = sorted(self._newest)
+        return {
+            **arrays,
+            **_texts("ids", ids),
+            **_texts("early_ids", [event_id for event_id, _ in early]),
+            "early": np.array([[e.known_ms, e.expires_ms] for _, e in early], np.int64).reshape(-1, 2),
+            "early_label": np.array([e.label for _, e in early], np.float64),
+            "sources": np.array([[s, self._newest[s], self._heard[s]] for s in sources], np.int64).reshape(
+                -1, 3
+            ),
+            "records": np.array([self._records], np.int64),
+        }
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Go back to a snapshot."""
+        ids = _untexts("ids", arrays)
+        slots = self._pool.load(ids, arrays)
+        self._slots = dict(zip(ids, slots, strict=True))
+        window = self._task.label.window_ms
+        deadlines = (arrays["event_ms"] + window).tolist()
+        self._deadlines = list(zip(deadlines, ids, strict=True))
+        heapq.heapify(self._deadlines)
+        early = zip(
+            _untexts("early_ids", arrays),
+            arrays["early_label"].tolist(),
+            arrays["early"].tolist(),
+            strict=True,
+        )
+        self._early = {i: _Early(label, known, expires) for i, label, (known, expires) in early}
+        self._newest = {s: newest for s, newest, _ in arrays["sources"].tolist()}
+        self._heard = {s: heard for s, _, heard in arrays["sources"].tolist()}
+        self._records = int(arrays["records"][0])
+
+
+class _Pool:
+    """Rows in slots of growing arrays, so that waiting for a label costs no Python object a column."""
+
+    def __init__(self, task: Task) -> None:
+        self._empty = Rows.empty(task)
+        self._arrays = {name: getattr(self._empty, name) for name in _ROW_ARRAYS}
+        self._arrays["served"] = np.zeros(0, np.float32)
+        self._ids: list[str] = []
+        self._versions: list[str] = []
+        self._free: list[int] = []
+
+    def put(self, rows: Rows, served: NDArray[np.float32], versions: Sequence[str]) -> list[int]:
+        n = len(rows)
+        if len(self._free) < n:
+            self._grow(max(n, len(self._ids), 1024))
+        slots = [self._free.pop() for _ in range(n)]
+        for name in _ROW_ARRAYS:
+            self._arrays[name][slots] = getattr(rows, name)
+        self._arrays["served"][slots] = served
+        for slot, event_id, version in zip(slots, rows.ids, versions, strict=True):
+            self._ids[slot], self._versions[slot] = event_id, version
+        return slots
+
+    def _grow(self, more: int) -> None:
+        size = len(self._ids)
+        for name, array in self._arrays.items():
+            self._arrays[name] = np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
+        self._ids += [""] * more
+        self._versions += [""] * more
+        self._free += range(size + more - 1, size - 1, -1)
+
+    def event_ms(self, slot: int) -> int:
+        return int(self._arrays["event_ms"][slot])
+
+    def take(self, decided: Sequence[_Decided]) -> Labelled:
+        slots = [d.slot for d in decided]
+        rows = Rows(
+            [self._ids[s] for s in slots], **{name: self._arrays[name][slots] for name in _ROW_ARRAYS}
+        )
+        return Labelled(
+            rows,
+            self._arrays["served"][slots],
+            [self._versions[s] for s in slots],
+            np.array([d.label for d in decided], np.float32),
+            np.array([d.known_ms for d in decided], np.int64),
+            np.array([d.default for d in decided], np.bool_),
+        )
+
+    def free(self, slots: Sequence[int]) -> None:
+        self._free += slots
+
+    def export(self, slots: Sequence[int]) -> dict[str, NDArray[Any]]:
+        arrays = {name: array[list(slots)] for name, array in self._arrays.items()}
+        return arrays | _texts("versions", [self._versions[s] for s in slots])
+
+    def load(self, ids: list[str], arrays: dict[str, NDArray[Any]]) -> list[int]:
+        rows = Rows(ids, **{name: arrays[name] for name in _ROW_ARRAYS})
+        return self.put(rows, arrays["served"], _untexts("versions", arrays))
+
+
+def _kind(record: Any) -> bytes:
+    return next((value for name, value in record.headers if name == wire.KIND), wire.EXAMPLES)
+
+
+def _concat(parts: Sequence[Labelled]) -> Labelled:
+    if len(parts) == 1:
+        return parts[0]
+    return Labelled(
+        Rows.concat([p.rows for p in parts]),
+        np.concatenate([p.served for p in parts]),
+        [v for p in parts for v in p.version],
+        np.concatenate([p.label for p in parts]),
+        np.concatenate([p.known_ms for p in parts]),
+        np.concatenate([p.default for p in parts]),
+    )
+
+
+def _texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+    data = [text.encode() for text in texts]
+    return {
+        f"{name}.bytes": np.frombuffer(b"".join(data), np.uint8),
+        f"{name}.ends": np.cumsum([len(d) for d in data], dtype=np.int64),
+    }
+
+
+def _untexts(name: str, arrays: dict[str, NDArray[Any]]) -> list[str]:
+    data, ends = arrays[f"{name}.bytes"].tobytes(), arrays[f"{name}.ends"].tolist()
+    return (
+        [data[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+    )

@@ -1,0 +1,68 @@
+"""Write-behind to Feast's online store: the newest row of each entity, at most a second or so old."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.metrics import Metrics
+from streams.stage import Folded
+
+if TYPE_CHECKING:
+    from featurestore.repository import FeatureWriter
+
+log = logging.getLogger(__name__)
+
+
+class OnlineWriter:
+    """Collects feature rows of all partitions of a worker and writes them together every `every_s` seconds.
+
+    Feast is behind the stream, never in its way: a failed write is logged, counted and tried again with newer rows.
+    """
+
+    def __init__(
+        self, writer: "FeatureWriter", executor: Executor, metrics: Metrics, every_s: float = 1.0
+    ) -> None:
+        self._writer, self._executor, self._metrics, self._every_s = writer, executor, metrics, every_s
+        self._rows: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]] = {}
+
+    def add(self, entity: str, keys: NDArray[np.int64], folded: Folded) -> None:
+        """Rows as they were served: keys int64 [n], features float32 [n, F] of `entity`."""
+        if folded.features.shape[1] and len(keys):
+            self._rows.setdefault(entity, []).append((keys, folded.rows.event_ms, folded.features))
+
+    async def run(self) -> None:
+        """Register the task's features with Feast, then flush for ever; a Faust task of the worker."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._writer.apply)
+        while True:
+            await asyncio.sleep(self._every_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write everything that was added so far."""
+        loop = asyncio.get_running_loop()
+        for entity in list(self._rows):
+            parts = self._rows.pop(entity)
+            try:
+                await loop.run_in_executor(self._executor, self._write, entity, parts)
+            except Exception as error:  # whatever the store's client raises: serving goes on without it
+                log.warning("cannot write features of %s to Feast: %s", entity, error)
+                self._metrics.count("online_failed_total")
+                self._rows.setdefault(entity, [])[:0] = parts[-_KEPT_AFTER_FAILURE:]
+
+    def _write(
+        self, entity: str, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]
+    ) -> None:
+        keys, times, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(times, kind="stable")
+        _, last = np.unique(keys[order][::-1], return_index=True)
+        newest = order[len(keys) - 1 - last]
+        self._writer.write(entity, keys[newest], times[newest], rows[newest])
+        self._metrics.count("online_rows_total", len(newest))
+
+
+_KEPT_AFTER_FAILURE = 1000

@@ -1,0 +1,145 @@
+"""One task for each partition a worker owns, so that partitions commit side by side.
+
+A Faust agent hands every `Fetch` to `Partitions`, which routes it to the owner of that partition number. All topics of
+one group (a log and, say, the feedback for the same entities) have one owner, because they change the same state.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from faust.types import TP
+
+from infra.errors import UserError
+from streams.transport import Fetch
+
+log = logging.getLogger(__name__)
+EXIT_FAILED = 70
+_QUEUED_FETCHES = 8
+_MOST_RECORDS = 8000
+
+
+class Step(Protocol):
+    """What happens to one partition. Three methods: taking over, working, letting go."""
+
+    async def open(self) -> Mapping[TP, int]:
+        """Take the partition over; the first offset to process of every source."""
+
+    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """Process records in offset order and commit; raising ends the worker."""
+
+    async def close(self, *, final: bool) -> None:
+        """Let go; `final` when the worker stops by request and may save what speeds up the next start."""
+
+
+class LostFetch(Exception):
+    """A fetch went missing between the consumer and its owner; starting again from the commit brings it back."""
+
+
+class _Owner:
+    def __init__(self, step: Step, pause_s: float) -> None:
+        self._step, self._pause_s = step, pause_s
+        self._queue: asyncio.Queue[Fetch] = asyncio.Queue(_QUEUED_FETCHES)
+        self._last: dict[TP, Fetch] = {}
+        self._next: dict[TP, int] = {}
+        self.task = asyncio.create_task(self._guarded())
+
+    async def put(self, fetch: Fetch) -> None:
+        await self._queue.put(fetch)
+
+    async def _guarded(self) -> None:
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            raise
+        except UserError as error:
+            log.critical("%s", error)
+            _end()
+        except BaseException:
+            log.critical(
+                "a partition failed; the worker ends and starts again from the last commit", exc_info=True
+            )
+            _end()
+
+    async def _run(self) -> None:
+        self._next = dict(await self._step.open())
+        clock = asyncio.get_running_loop().time
+        while True:
+            fetches = [await self._queue.get()]
+            started = clock()
+            size = len(fetches[0].records)
+            while size < _MOST_RECORDS and not self._queue.empty():
+                fetches.append(self._queue.get_nowait())
+                size += len(fetches[-1].records)
+            records = self._fresh(fetches)
+            if records:
+                await self._step.process(records)
+                await asyncio.sleep(max(0.0, started + self._pause_s - clock()))
+
+    def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
+        """Records at or above the next offset of their partition, in order; a dropped fetch is an error."""
+        fresh: dict[TP, list[Any]] = {}
+        for fetch in fetches:
+            tp = TP(fetch.topic, fetch.partition)
+            if not fetch.follows(self._last.get(tp)):
+                raise LostFetch(
+                    f"{tp}: fetch {fetch.sequence} of epoch {fetch.epoch} does not follow the last one"
+                )
+            self._last[tp] = fetch
+            first = self._next[tp]
+            records = [r for r in fetch.records if r.offset >= first]
+            if records:
+                fresh.setdefault(tp, []).extend(records)
+                self._next[tp] = records[-1].offset + 1
+        return fresh
+
+    async def close(self, *, final: bool) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self._step.close(final=final)
+
+
+class Partitions:
+    """Routes fetches to owners; opens and closes owners as partitions come and go.
+
+    Args:
+        make: makes the step for (group, partition).
+        group_of: topic → the group whose state it changes.
+        pause_ms: least time between two commits of one partition, in milliseconds; 0 commits as fast as Kafka does.
+    """
+
+    def __init__(
+        self, make: Callable[[str, int], Step], group_of: Mapping[str, str], *, pause_ms: int = 0
+    ) -> None:
+        self._make, self._group_of, self._pause_s = make, group_of, pause_ms / 1000
+        self._owners: dict[tuple[str, int], _Owner] = {}
+
+    async def put(self, fetch: Fetch) -> None:
+        """Hand a fetch to its owner; waits while the owner is behind, which stops the fetching."""
+        await self._owner(self._group_of[fetch.topic], fetch.partition).put(fetch)
+
+    def _owner(self, group: str, partition: int) -> _Owner:
+        owner = self._owners.get((group, partition))
+        if owner is None:
+            owner = self._owners[group, partition] = _Owner(self._make(group, partition), self._pause_s)
+        return owner
+
+    async def assigned(self, tps: Iterable[TP]) -> None:
+        """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new."""
+        wanted = {(self._group_of[tp.topic], tp.partition) for tp in tps if tp.topic in self._group_of}
+        for at in [at for at in self._owners if at not in wanted]:
+            await self._owners.pop(at).close(final=False)
+        for at in sorted(wanted):
+            self._owner(*at)
+
+    async def close(self) -> None:
+        """The worker stops by request."""
+        owners, self._owners = list(self._owners.values()), {}
+        await asyncio.gather(*(owner.close(final=True) for owner in owners))
+
+
+def _end() -> None:
+    logging.shutdown()
+    os._exit(EXIT_FAILED)

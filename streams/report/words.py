@@ -1,0 +1,161 @@
+"""The report's numbers, times, alerts and decisions in words: plain text, not yet escaped for a page."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+DAY_MS = 86_400_000
+NONE, MINUS = "\u2013", "\u2212"  # an en dash; a minus sign, which is as wide as a plus
+UNITS = ((DAY_MS, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms"))
+DETECTORS = {"adwin": "ADWIN on the loss", "psi": "population stability index"}
+ACTIONS = {
+    "freeze": "frozen copy kept",
+    "start": "challenger started",
+    "promote": "promoted: swap",
+    "recommend": "promotion recommended",
+    "reject": "challenger rejected",
+    "expire": "challenger gave up",
+    "retire": "challenger retired",
+    "rollback": "rolled back: swap",
+}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people: "0.873", "1,240", "3.1e+12"; a dash for one that is undefined."""
+    if not math.isfinite(value):
+        return NONE
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{int(value):,}"
+    if abs(value) >= 1e9 or 0 < abs(value) < 10 ** -(digits + 1):
+        return f"{value:.{digits}g}"
+    return f"{value:,.{digits}f}"
+
+
+def count(n: int, noun: str) -> str:
+    """A number of things: "1 swap", "2 swaps"; the bare number without a noun."""
+    return f"{n:,} {noun}{'s' * (n != 1)}" if noun else f"{n:,}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, to three digits."""
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def moment(ms: int) -> str:
+    """An event time to the second: "2018-06-12 14:05:30"."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # far outside the years a calendar has
+        return f"{ms} ms"
+
+
+def duration(ms: float) -> str:
+    """A length of time in its two largest units: "3 d 4 h", "12 min 5 s", "850 ms"."""
+    left, parts = abs(round(ms)), []
+    for length, unit in UNITS:
+        n, left = divmod(left, length)
+        if n:
+            parts.append(f"{n} {unit}")
+        if parts and (len(parts) == 2 or not n):  # "1 d 5 s" would be more exact than it looks
+            break
+    return MINUS * (ms < 0) + (" ".join(parts) or "0 ms")
+
+
+def axis_time(ms: float, span_ms: float) -> str:
+    """An event time as short as an axis of this span allows: "12 Jun", "14:05", "14:05:30"."""
+    try:
+        when = datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return ""
+    if span_ms > 3 * DAY_MS:
+        return f"{when.day} {when:%b}"
+    if span_ms > DAY_MS // 2:
+        return f"{when.day} {when:%b %H:%M}"
+    return f"{when:%H:%M}" if span_ms > 10 * 60_000 else f"{when:%H:%M:%S}"
+
+
+def since(ms: int, change_ms: int | None) -> str:
+    """When something happened as seen from the drift: "12 min 5 s after the drift"; "" where there was none."""
+    if change_ms is None:
+        return ""
+    if ms == change_ms:
+        return "at the drift"
+    return f"{duration(abs(ms - change_ms))} {'after' if ms > change_ms else 'before'} the drift"
+
+
+def milliseconds(value: float) -> str:
+    """A latency: "37 ms", "1.2 s", "3 min 5 s"."""
+    if value < 999.5:
+        return f"{value:.0f} ms"
+    return f"{value / 1000:.2g} s" if value < 59_500 else duration(value)
+
+
+def size(count: float) -> str:
+    """Bytes: "812 B", "41 kB", "1.3 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit fits everything")
+
+
+def alert_title(row: Mapping[str, Any]) -> str:
+    """What moved: "alarm: input TX_AMOUNT"."""
+    return (
+        "alarm: loss"
+        if row["level"] == "loss"
+        else f"alarm: {row['level']} {row['subject']}".removesuffix(" score")
+    )
+
+
+def alert_evidence(row: Mapping[str, Any]) -> list[str]:
+    """How strong it was, since when, and who noticed."""
+    unit = " nats" if row["level"] == "loss" else ""
+    detector = DETECTORS.get(row["detector"], row["detector"])
+    return [
+        f"{detector}: {number(row['strength'])}{unit}, raised above {number(row['threshold'])}{unit}",
+        f"since event {row['since_event_id']} at {moment(row['since_ms'])}, while {row['version']} was live",
+    ]
+
+
+def decision_title(row: Mapping[str, Any]) -> str:
+    """What was done to whom: "promoted: swap, L1 → L2"."""
+    action = ACTIONS.get(row["action"], row["action"])
+    if row["action"] in ("promote", "rollback") and row["champion"] != row["lineage"]:
+        return f"{action}, {row['champion']} → {row['lineage']}"
+    return f"{action}, {row['lineage']}"
+
+
+def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
+    """The evidence as sentences: those whose keys we know in our words, the others as they are."""
+    left = {key: value for key, value in evidence.items() if value is not None}
+    lines = []
+    if left.get("n", 1) == 0:  # a test that has not begun has only its settings
+        alpha = left.get("alpha")
+        for key in ("e_value", "e_value_worse", "alpha", "min_effect", "n"):
+            left.pop(key, None)
+        return [f"wrong promotion with probability at most {alpha:g}"] if alpha else []
+    n = left.pop("n", None)
+    for key, name in (("log_loss", "log loss"), ("auc", "AUC"), ("average_precision", "average precision")):
+        champion, challenger = left.pop(f"champion_{key}", None), left.pop(f"challenger_{key}", None)
+        if champion is not None and challenger is not None:
+            lines.append(f"{name}: challenger {number(challenger, 4)}, champion {number(champion, 4)}")
+    if n is not None:
+        lines.append(f"judged on {number(n)} events that neither had learned from")
+    alpha, value, worse = left.pop("alpha", None), left.pop("e_value", None), left.pop("e_value_worse", None)
+    if value is not None and alpha:
+        text = f"e-value {value:.3g} that it is better"
+        text += f", {worse:.3g} that it is worse" if worse is not None else ""
+        lines.append(f"{text}; {1 / alpha:.3g} decides (wrong with probability at most {alpha:g})")
+    for key in ("mean_difference", "kind", "alert_id"):  # said by the losses, the reason and the link
+        left.pop(key, None)
+    least = left.pop("min_effect", None)
+    if least:
+        lines.append(f"it must gain more than {least:g} nats an event")
+    lines += [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in left.items()]
+    return lines
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,201 @@
+"""The Faust roles: each function puts one role's agents, background tasks and partition owners into an app."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from infra.blobs import Blobs
+from infra.clickhouse import create_tables, open_archive
+from infra.errors import UserError
+from infra.kafka import create_topics
+from infra.metrics import Metrics
+from infra.settings import Settings, load_secret
+from streams.partitions import EXIT_FAILED, Partitions, Step
+from streams.privacy import Pseudonymiser
+from streams.task import Task
+from streams.topics import Topics
+from streams.transaction import AtLeastOnce, Committer, ExactlyOnce, OffsetsOnly
+from streams.transport import Fetch, make_app
+
+log = logging.getLogger(__name__)
+_REPORT_EVERY_S = 30.0
+
+
+def prepare(task: Task, settings: Settings) -> Settings:
+    """Make the task's topics where they are missing; the settings with the partition count that is in force.
+
+    An events topic that is already there decides how many partitions all the others get.
+    """
+    topics = Topics.of(task)
+    layout = topics.layout(settings.partitions)
+    partitions = create_topics(settings.kafka, {topics.events: layout[topics.events]})[topics.events]
+    create_topics(settings.kafka, topics.layout(partitions))
+    return replace(settings, partitions=partitions)
+
+
+def serve_app(task: Task, settings: Settings) -> faust.App:
+    """Features, scores, predictions: as many of these workers as the events topic has partitions, at most."""
+    import torch
+
+    from featurestore.repository import FeatureWriter
+    from streams.live import LiveModel
+    from streams.online import OnlineWriter
+    from streams.serve import ServeContext, ServeStep
+
+    torch.set_num_threads(1)
+    settings = prepare(task, settings)
+    topics, group = Topics.of(task), f"driftline-{task.name}-serve"
+    app = make_app(group, settings)
+    blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
+    metrics = Metrics()
+    live = LiveModel(task, settings.kafka, blobs, metrics)
+    features = FeatureWriter(settings.data, settings.online, task.name, task.views)
+    online = OnlineWriter(features, executor, metrics)
+    pseudonymiser = Pseudonymiser(load_secret(settings.secret))
+    context = ServeContext(task, settings, topics, blobs, pseudonymiser, live, online, executor, metrics)
+
+    stages = [topics.stage(i) for i in range(len(task.entities))]
+    group_of = {topic: topic for topic in stages}
+    group_of |= {
+        topics.feedback(e.name): stages[i]
+        for i, e in enumerate(task.entities)
+        if e.name in topics.feedback_entities
+    }
+
+    def make(stage: str, partition: int) -> Step:
+        return ServeStep(
+            context, stages.index(stage), partition, _committer(task, settings, app, group, stage, partition)
+        )
+
+    partitions = Partitions(make, group_of, pause_ms=task.serving.commit_every_ms)
+    _run(app, partitions, group_of, [live.follow, online.run, _reporter(metrics)], [online.flush])
+    return app
+
+
+def join_app(task: Task, settings: Settings) -> faust.App:
+    """Labels meet examples."""
+    from streams.join import JoinContext, JoinStep, LabelStep
+
+    settings = prepare(task, settings)
+    topics, group = Topics.of(task), f"driftline-{task.name}-join"
+    app = make_app(group, settings)
+    pseudonymiser = Pseudonymiser(load_secret(settings.secret))
+    metrics = Metrics()
+    context = JoinContext(
+        task, settings, topics, Blobs(settings.blobs), pseudonymiser, ThreadPoolExecutor(1), metrics
+    )
+
+    def make(topic: str, partition: int) -> Step:
+        committer = _committer(task, settings, app, group, topic, partition)
+        step = LabelStep if topic == topics.labels else JoinStep
+        return step(context, partition, committer)
+
+    group_of = {topic: topic for topic in (topics.labels, topics.examples)}
+    _run(
+        app, Partitions(make, group_of, pause_ms=task.serving.commit_every_ms), group_of, [_reporter(metrics)]
+    )
+    return app
+
+
+def archive_app(task: Task, settings: Settings) -> faust.App:
+    """Everything that left the stream is kept in ClickHouse. One worker for the embedded engine."""
+    from streams.archive import ArchiveStep, ArchiveWriter, sources
+
+    settings = prepare(task, settings)
+    group = f"driftline-{task.name}-archive"
+    app = make_app(group, settings)
+    archive = open_archive(settings.archive)
+    create_tables(archive)
+    writer = ArchiveWriter(archive, ThreadPoolExecutor(1))
+
+    def make(topic: str, partition: int) -> Step:
+        return ArchiveStep(task, writer, topic, partition, OffsetsOnly(settings.kafka, group, app.consumer))
+
+    group_of = {topic: topic for topic in sources(task)}
+    _run(app, Partitions(make, group_of), group_of)
+    return app
+
+
+APPS: Mapping[str, Callable[[Task, Settings], faust.App]] = {
+    "serve": serve_app,
+    "join": join_app,
+    "archive": archive_app,
+}
+
+
+def _committer(
+    task: Task, settings: Settings, app: faust.App, group: str, topic: str, partition: int
+) -> Committer:
+    if task.serving.guarantee == "at_least_once":
+        return AtLeastOnce(settings.kafka, group, app.consumer)
+    return ExactlyOnce(settings.kafka, group, f"{group}-{topic}-{partition}")
+
+
+def _run(
+    app: faust.App,
+    partitions: Partitions,
+    topics: Iterable[str],
+    background: Iterable[Callable[[], Awaitable[None]]] = (),
+    at_end: Iterable[Callable[[], Awaitable[None]]] = (),
+) -> None:
+    """One agent a topic, background tasks, and the partitions' coming and going."""
+    for topic in topics:
+        source = app.topic(topic, key_serializer="raw", value_serializer="raw")
+        app.agent(source, name=f"{app.conf.id}.{topic}")(_agent(partitions))
+    for work in background:
+        app.task(_guarded(work))
+
+    @app.on_partitions_assigned.connect(weak=False)  # type: ignore[misc]
+    async def assigned(_: Any, tps: Iterable[TP], **__: Any) -> None:
+        await partitions.assigned(tps)
+
+    @app.on_before_shutdown.connect(weak=False)  # type: ignore[misc]
+    async def ending(*_: Any, **__: Any) -> None:
+        await partitions.close()
+        for work in at_end:
+            await work()
+
+
+def _agent(partitions: Partitions) -> Callable[[Any], Awaitable[None]]:
+    async def route(fetches: Any) -> None:
+        fetch: Fetch
+        async for fetch in fetches:
+            await partitions.put(fetch)
+
+    return route
+
+
+def _reporter(metrics: Metrics) -> Callable[[], Awaitable[None]]:
+    """Writes what the worker counted to its log, every half minute."""
+
+    async def run() -> None:
+        while True:
+            await asyncio.sleep(_REPORT_EVERY_S)
+            log.info("counted so far: %s", ", ".join(f"{k} {v:g}" for k, v in metrics.snapshot().items()))
+
+    return run
+
+
+def _guarded(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """A background task whose failure ends the worker, so that the supervisor starts a sound one."""
+
+    async def run() -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except UserError as error:
+            log.critical("%s", error)
+        except Exception:
+            log.critical("a background task failed; the worker ends and starts again", exc_info=True)
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
+
+    return run

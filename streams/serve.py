@@ -1,0 +1,219 @@
+"""The serve role: events in, features, scores, predictions and examples out. Faust agents over the batch transport.
+
+A stage is one log: the events topic, then one re-keyed topic for each further entity. The owner of a stage's partition
+does, for every batch:
+
+1. fold the records: decode, drop duplicates, features of this stage's entity (`stage.StagePartition`);
+2. in the last stage, score the rows with the live model (`live.LiveModel`);
+3. write the outputs and the next offsets in one transaction (`transaction`): rows for the next stage, or predictions
+   and examples; broken records to dead-letters;
+4. hand the feature rows to Feast's online store, behind the stream (`online.OnlineWriter`);
+5. now and then store a snapshot of the state (`snapshots`).
+
+Taking a partition over: fence, read the committed offsets, load the newest snapshot below them, replay the log without
+output up to them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from faust.types import TP
+
+from infra.blobs import Blobs
+from infra.clock import now_ms
+from infra.metrics import Metrics
+from infra.settings import Settings
+from streams import wire
+from streams.dead_letters import add_dead_letters
+from streams.live import LiveModel
+from streams.online import OnlineWriter
+from streams.privacy import Pseudonymiser
+from streams.recovery import replay
+from streams.snapshots import Snapshots
+from streams.stage import Folded, StagePartition
+from streams.task import Task
+from streams.topics import Topics
+from streams.transaction import Committer, Outputs
+
+log = logging.getLogger(__name__)
+
+
+class Source(msgspec.Struct):
+    """Where an event stands in the events topic."""
+
+    partition: int
+    offset: int
+
+
+class Prediction(msgspec.Struct):
+    """One record of the predictions topic; docs/schemas.md has the units."""
+
+    event_id: str
+    task: str
+    score: float
+    version: str
+    event_time: int
+    received_at: int
+    processed_at: int
+    late: bool
+    source: Source
+
+
+@dataclass(frozen=True)
+class ServeContext:
+    """What all partitions of a serve worker share."""
+
+    task: Task
+    settings: Settings
+    topics: Topics
+    blobs: Blobs
+    pseudonymiser: Pseudonymiser
+    live: LiveModel
+    online: OnlineWriter
+    executor: Executor
+    metrics: Metrics
+
+
+class ServeStep:
+    """One partition of one stage; the `Step` that `partitions.Partitions` drives."""
+
+    def __init__(self, context: ServeContext, index: int, partition: int, committer: Committer) -> None:
+        self._context, self._index, self._partition, self._committer = context, index, partition, committer
+        task, topics = context.task, context.topics
+        self._stage = StagePartition(task, index, context.pseudonymiser)
+        self._main = TP(topics.stage(index), partition)
+        self._sources = [self._main]
+        if self._stage.entity in topics.feedback_entities:
+            self._sources.append(TP(topics.feedback(self._stage.entity), partition))
+        self._last = index == len(task.entities) - 1
+        self._offsets: dict[TP, int] = {}
+        self._snapshots = Snapshots(
+            context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", task.schema_hash
+        )
+        self._snapshot_ms = now_ms()
+        self._saving: asyncio.Future[None] | None = None
+        self._encoder = msgspec.json.Encoder()
+
+    async def open(self) -> Mapping[TP, int]:
+        committed = await self._committer.open(self._sources)
+        start = [0] * len(self._sources)
+        found = self._snapshots.newest([committed[tp] for tp in self._sources])
+        if found:
+            start, arrays = found
+            self._stage.restore(arrays)
+        for tp, first in zip(self._sources, start, strict=True):
+            fold = self._stage.fold if tp == self._main else self._stage.fold_feedback
+            await replay(self._context.settings.kafka, tp, first, committed[tp], fold)
+        self._offsets = committed
+        log.info(
+            "%s ready at offset %s, %d entities", self._main, committed[self._main], self._stage.entities
+        )
+        return committed
+
+    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        outputs = Outputs()
+        folded: Folded | None = None
+        for tp, batch in records.items():
+            if tp == self._main:
+                folded = self._stage.fold(batch)  # 1
+            else:
+                self._stage.fold_feedback(batch)
+            self._offsets[tp] = batch[-1].offset + 1
+        if folded is not None:
+            self._emit(outputs, folded)  # 2
+        await self._committer.commit(outputs, {tp: self._offsets[tp] for tp in records})  # 3
+        if folded is not None:
+            self._count(folded)
+            self._context.online.add(self._stage.entity, folded.rows.keys[:, self._index], folded)  # 4
+        self._maybe_snapshot()  # 5
+
+    def _emit(self, outputs: Outputs, folded: Folded) -> None:
+        context = self._context
+        add_dead_letters(
+            outputs,
+            context.topics.dead_letters,
+            context.settings.partitions,
+            context.task.name,
+            folded.broken,
+        )
+        rows = folded.rows
+        if not len(rows):
+            return
+        if self._last:
+            self._predict(outputs, rows)
+            return
+        topic = context.topics.stage(self._index + 1)
+        targets = wire.partition_of(rows.keys[:, self._index + 1], context.settings.partitions)
+        for target in np.unique(targets).tolist():
+            outputs.add(topic, target, wire.encode_rows(rows.take(targets == target)))
+
+    def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
+        context, encode = self._context, self._encoder.encode
+        scores, version = context.live.score(rows.numbers, rows.categories)
+        topic, task, processed = context.topics.predictions, context.task.name, now_ms()
+        columns = zip(
+            rows.ids,
+            scores.tolist(),
+            rows.event_ms.tolist(),
+            rows.received_ms.tolist(),
+            rows.late.tolist(),
+            rows.partition.tolist(),
+            rows.offset.tolist(),
+            strict=True,
+        )
+        for event_id, score, event, received, late, partition, offset in columns:
+            row = Prediction(
+                event_id, task, score, version, event, received, processed, late, Source(partition, offset)
+            )
+            outputs.add(topic, self._partition, encode(row), key=event_id.encode())
+        targets = np.array([wire.partition_of_id(i, context.settings.partitions) for i in rows.ids], np.int64)
+        for target in np.unique(targets).tolist():
+            chosen = np.flatnonzero(targets == target)
+            value = wire.encode_examples(rows.take(chosen), scores[chosen], version)
+            outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])
+
+    def _count(self, folded: Folded) -> None:
+        metrics = self._context.metrics
+        metrics.count("transactions_total")
+        metrics.note("batch_events", len(folded.rows))
+        if self._index == 0:
+            metrics.count("events_total", len(folded.rows) + folded.duplicates + len(folded.broken))
+            metrics.count("duplicates_total", folded.duplicates)
+            metrics.count("dead_letters_total", len(folded.broken))
+            metrics.count("late_total", int(folded.rows.late.sum()))
+        if self._last:
+            metrics.count("predictions_total", len(folded.rows))
+
+    def _maybe_snapshot(self) -> None:
+        due = self._snapshot_ms + self._context.task.serving.snapshot_every_ms
+        if now_ms() < due or (self._saving is not None and not self._saving.done()):
+            return
+        self._snapshot_ms = now_ms()
+        offsets, arrays = [self._offsets[tp] for tp in self._sources], self._stage.snapshot()
+        loop = asyncio.get_running_loop()
+        self._saving = loop.run_in_executor(self._context.executor, self._save, offsets, arrays)
+
+    def _save(self, offsets: list[int], arrays: dict[str, Any]) -> None:
+        try:
+            self._snapshots.put(offsets, arrays)
+            self._context.metrics.count("snapshots_total")
+        except OSError as error:
+            # A full disk must not stop the stream: the log still has everything, only recovery takes longer.
+            log.error(
+                "cannot store a snapshot of %s: %s; free some space in %s",
+                self._main,
+                error,
+                self._context.blobs.url,
+            )
+            self._context.metrics.count("snapshots_failed_total")
+
+    async def close(self, *, final: bool) -> None:
+        if final and self._offsets:
+            self._save([self._offsets[tp] for tp in self._sources], self._stage.snapshot())
+        await self._committer.close()

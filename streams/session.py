@@ -1,0 +1,160 @@
+"""A run with a beginning and an end: roles up, a source fed, everything predicted and learned, roles down.
+
+The demo and a replay without a cluster of its own are such runs.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from infra.errors import UserError
+from streams.cluster import Cluster
+from streams.feed import Item, Progress, feed
+from streams.task import Task
+from streams.watch import Watch
+
+READY_S, PREDICT_S, LEARN_S = 120.0, 60.0, 60.0
+_QUIET_S = 4.0
+_POLL_S = 0.2
+
+
+class Source(Protocol):
+    """What can be fed: a simulation or a replay. Counts and times as in `simulate.Simulation`."""
+
+    @property
+    def total(self) -> int:
+        """Items: events and labels."""
+
+    @property
+    def events(self) -> int:
+        """Events."""
+
+    @property
+    def start_ms(self) -> int:
+        """Event time of the start."""
+
+    @property
+    def span_ms(self) -> int:
+        """Event time from start to end."""
+
+    @property
+    def identity(self) -> str:
+        """Text that differs between sources that differ."""
+
+    def items(self) -> Iterator[Item]:
+        """Events and labels in time order."""
+
+
+@dataclass
+class Feeding:
+    """The producer's thread: what it has sent so far, and what went wrong."""
+
+    source: Source
+    speed: float | None
+    resume: Path | None = None
+    progress: Progress | None = None
+    error: BaseException | None = None
+    done: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, task: Task, kafka: str) -> None:
+        """Feed until the end or `stop`."""
+        source = self.source
+        try:
+            feed(
+                source.items(),
+                source.total,
+                task,
+                kafka,
+                speed=self.speed,
+                on_progress=self._note,
+                stop=self.stop,
+                resume=self.resume,
+                source=source.identity,
+            )
+        except BaseException as error:
+            self.error = error
+        self.done = True
+
+    def _note(self, progress: Progress) -> None:
+        self.progress = progress
+
+    @property
+    def events(self) -> int:
+        """Events acknowledged by Kafka so far."""
+        return self.progress.events if self.progress else 0
+
+
+def await_ready(cluster: Cluster) -> None:
+    """Wait until every role has its partitions. Raises UserError when that takes too long."""
+    deadline = time.monotonic() + READY_S
+    while not cluster.ready():
+        cluster.poll()
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the roles did not get ready within {READY_S:g} s",
+                f"see the logs in {cluster.settings.log_dir}",
+            )
+        time.sleep(0.3)
+
+
+def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], None]) -> Watch:
+    """Feed, watch and show until everything is predicted and learned, or nothing more comes.
+
+    The first Ctrl-C ends the feeding and lets what was sent be finished; a second one ends everything.
+    """
+    watch = Watch(cluster.task, cluster.settings)
+    thread = threading.Thread(
+        target=feeding.run, args=(cluster.task, cluster.settings.kafka), name="producer", daemon=True
+    )
+
+    def on_interrupt(*_: object) -> None:
+        if feeding.stop.is_set():
+            raise KeyboardInterrupt
+        feeding.stop.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    thread.start()
+    try:
+        finish = _Finish(feeding, watch)
+        while not finish.reached(time.monotonic()):
+            watch.poll(_POLL_S)
+            cluster.poll()
+            show(watch, feeding)
+    finally:
+        feeding.stop.set()
+        thread.join()
+        watch.close()
+        signal.signal(signal.SIGINT, before)
+    if feeding.error is not None:
+        raise feeding.error
+    return watch
+
+
+class _Finish:
+    """Decides when a run is over: all predicted, then no new evaluation for a while, with limits on both."""
+
+    def __init__(self, feeding: Feeding, watch: Watch) -> None:
+        self._feeding, self._watch = feeding, watch
+        self._seen, self._moved_at = -1, 0.0
+        self._predicted_at: float | None = None
+        self._evaluations, self._quiet_since = 0, 0.0
+
+    def reached(self, now: float) -> bool:
+        if not self._feeding.done:
+            return False
+        answered = len(self._watch.predicted) + self._watch.dead_letters
+        if answered != self._seen:
+            self._seen, self._moved_at = answered, now
+        if answered < self._feeding.events:
+            return now - self._moved_at > PREDICT_S  # duplicates are never answered, so this must end too
+        if self._predicted_at is None:
+            self._predicted_at = self._quiet_since = now
+        evaluations = len(self._watch.metrics.get("served", ()))
+        if evaluations != self._evaluations:
+            self._evaluations, self._quiet_since = evaluations, now
+        return now - self._quiet_since > _QUIET_S or now - self._predicted_at > LEARN_S

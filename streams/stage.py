@@ -1,0 +1,131 @@
+"""The state of one partition of one serve stage, and how its log changes it. Pure: no Kafka, no clock, no files.
+
+Stage 0 folds the events topic: decode, drop duplicates, mark late events, features of the key's entity. Every further
+stage folds a topic re-keyed by one more entity and adds that entity's features. The same records in the same order give
+the same state and the same rows, bit for bit, however they are cut into batches: that is what makes a snapshot plus a
+replay of the log exact.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.dedup import SeenIds
+from featurestore.state import EntityState
+from streams.events import Broken, EventDecoder
+from streams.privacy import Pseudonymiser
+from streams.task import Task
+from streams.wire import Rows, decode_feedback, decode_rows
+
+_BEGINNING = -(2**62)
+
+
+@dataclass
+class Folded:
+    """What a fold produced: rows with this stage's features filled in, and what was not used."""
+
+    rows: Rows
+    features: NDArray[np.float32]
+    broken: list[Broken] = field(default_factory=list)
+    duplicates: int = 0
+
+
+class StagePartition:
+    """One partition of serve stage `index` of a task."""
+
+    def __init__(self, task: Task, index: int, pseudonymiser: Pseudonymiser) -> None:
+        self.task, self.index = task, index
+        self.entity = task.entities[index].name
+        self.view = task.views.get(self.entity)
+        self._state = EntityState(self.view) if self.view else None
+        self._columns = self._feature_columns()
+        self._decoder = EventDecoder(task, pseudonymiser)
+        self._seen = SeenIds(task.serving.dedup_ms)
+        self._watermark_ms = _BEGINNING
+
+    def _feature_columns(self) -> slice:
+        if self.view is None:
+            return slice(0, 0)
+        first = self.task.numbers.index(self.view.columns[0])
+        return slice(first, first + len(self.view.columns))
+
+    @property
+    def entities(self) -> int:
+        """How many entities the state holds."""
+        return len(self._state) if self._state else 0
+
+    def fold(self, records: Sequence[Any]) -> Folded:
+        """Fold records of the stage's log, in offset order."""
+        if self.index == 0:
+            return self._fold_events(records)
+        rows = Rows.concat([decode_rows(r.value) for r in records]) if records else Rows.empty(self.task)
+        return Folded(rows, self._fill(rows))
+
+    def fold_feedback(self, records: Sequence[Any]) -> None:
+        """Fold labels that came back for this stage's entity; they commute with events."""
+        for record in records:
+            feedback = decode_feedback(record.value)
+            if self._state is not None:
+                self._state.add_labels(feedback.keys, feedback.known_ms, feedback.label)
+
+    def _fold_events(self, records: Sequence[Any]) -> Folded:
+        rows, broken = self._decoder.decode(records)
+        fresh = self._seen.check_and_add(_id_hashes(rows.ids), rows.event_ms)
+        duplicates = int(len(rows) - fresh.sum())
+        if duplicates:
+            rows = rows.take(fresh)
+        late = self._mark_late(rows.event_ms)
+        rows = rows.with_late(late)
+        if late.any() and self.task.serving.late == "dead_letter":
+            by_offset = {r.offset: r for r in records}
+            for offset in rows.offset[late].tolist():
+                detail = "older than the newest event of its partition by more than serving.allowed_lateness"
+                broken.append(Broken(by_offset[offset], "late", detail))
+            rows = rows.take(~late)
+        return Folded(rows, self._fill(rows), broken, duplicates)
+
+    def _mark_late(self, event_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Events older than the watermark: the newest event time before them minus the allowed lateness."""
+        newest = np.maximum.accumulate(np.concatenate([[self._watermark_ms], event_ms]))
+        self._watermark_ms = int(newest[-1])
+        late: NDArray[np.bool_] = event_ms < newest[:-1] - self.task.serving.allowed_lateness_ms
+        return late
+
+    def _fill(self, rows: Rows) -> NDArray[np.float32]:
+        """Read each row's features, then add the row; late rows are read but not added."""
+        if self._state is None or self.view is None or not len(rows):
+            return np.zeros((len(rows), 0), np.float32)
+        at = [self.task.number_fields.index(name) for name in self.view.values]
+        values = {name: rows.values[:, i] for name, i in zip(self.view.values, at, strict=True)}
+        features = self._state.update(rows.keys[:, self.index], rows.event_ms, values, ~rows.late)
+        rows.numbers[:, self._columns] = features
+        return features
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Copies of everything that the log made so far."""
+        arrays = {f"seen.{name}": array for name, array in self._seen.snapshot().items()}
+        if self._state is not None:
+            arrays |= {f"state.{name}": array for name, array in self._state.snapshot().items()}
+        arrays["watermark_ms"] = np.array([self._watermark_ms], np.int64)
+        return arrays
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Go back to a snapshot of the same stage of a task with the same schema."""
+        self._watermark_ms = int(arrays["watermark_ms"][0])
+        self._seen = SeenIds.restore(self.task.serving.dedup_ms, _under("seen.", arrays))
+        if self.view is not None:
+            self._state = EntityState.restore(self.view, _under("state.", arrays))
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _id_hashes(ids: Sequence[str]) -> NDArray[np.int64]:
+    """64-bit BLAKE2b of each id: int64 [n]. Two of a million ids in the window collide with chance 3 in 10⁸."""
+    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, np.int64)

@@ -1,0 +1,226 @@
+"""The task file: one TOML file says everything that Driftline knows about a stream.
+
+`load_task` reads a built-in task by name or any file by path into one frozen `Task`. Whatever is wrong with
+the file is a `UserError` that names file, line and fix. `docs/task-file.md` is the reference for writers.
+
+Start-up of every role passes here, so nothing heavy (torch, feast) may be imported by this module.
+"""
+
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from featurestore.spec import View
+from infra.errors import UserError
+from learners.batch import ModelConfig, Schema
+from learners.drift import DriftConfig
+
+BUILT_IN = Path(__file__).parent / "tasks"
+CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the event's JSON. `model` says whether the model sees it or only checks and features do.
+
+    `min` and `max` bound a number (both included, None for no bound); `max_length` bounds a category's text.
+    """
+
+    name: str
+    type: str  # "number" or "category"
+    required: bool = True
+    min: float | None = None
+    max: float | None = None
+    max_length: int = 256
+    model: bool = True
+
+
+@dataclass(frozen=True)
+class EventSpec:
+    """Field names of an event. `fields` has the declared fields, then those that entities imply.
+
+    `time_format` is "iso8601", "epoch_ms", "epoch_s" or a `strptime` pattern.
+    """
+
+    id: str
+    key: str
+    time: str
+    time_format: str
+    fields: tuple[Field, ...]
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing that features are kept for, and the event field that identifies it."""
+
+    name: str
+    field: str
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """Where the truth comes from and when.
+
+    `id` and `field` are fields of a label record; `time`, if any, says when the label became known. A label
+    is expected `delay_ms` after its event; once `window_ms` has passed without one, the event gets the label
+    `missing`, or none at all where `missing` is None (written "drop").
+    """
+
+    field: str
+    id: str
+    time: str | None
+    delay_ms: int
+    window_ms: int
+    missing: float | None
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """`pseudonymise` names every field that is kept as a keyed pseudonym only; it may hold the event id."""
+
+    pseudonymise: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Guarantee and limits of serving. `late` says what becomes of an event beyond the allowed lateness."""
+
+    guarantee: str = "exactly_once"  # or "at_least_once"
+    max_event_bytes: int = 1_048_576
+    allowed_lateness_ms: int = 3_600_000
+    late: str = "score"  # or "dead_letter"
+    max_future_ms: int = 86_400_000
+    dedup_ms: int = 86_400_000
+    snapshot_every_ms: int = 10_000
+    refresh_every_ms: int = 1_000
+    commit_every_ms: int = 50
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a task file says, checked. `views` maps an entity's name to its features, if it has any.
+
+    The first of `entities` is the one whose field is the event's key.
+    """
+
+    name: str
+    kind: str  # "binary"
+    metric: str  # "auc" or "average_precision"
+    calendar: bool
+    event: EventSpec
+    entities: tuple[Entity, ...]
+    label: LabelSpec
+    views: dict[str, View]
+    privacy: Privacy
+    model: ModelConfig
+    challenger: ModelConfig
+    drift: DriftConfig
+    serving: Serving
+    path: Path  # absolute
+    text: str  # the file as it was read
+
+    @cached_property
+    def number_fields(self) -> tuple[str, ...]:
+        """Every number field in the order of the file, also those that the model does not see."""
+        return tuple(field.name for field in self.event.fields if field.type == "number")
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """The model's number columns in order: number fields, calendar, then features entity by entity."""
+        fields = [field.name for field in self.event.fields if field.type == "number" and field.model]
+        calendar = CALENDAR if self.calendar else ()
+        features = [
+            name
+            for entity in self.entities
+            if entity.name in self.views
+            for name in self.views[entity.name].columns
+        ]
+        return (*fields, *calendar, *features)
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """The model's category columns in order."""
+        return tuple(field.name for field in self.event.fields if field.type == "category" and field.model)
+
+    @cached_property
+    def allowed(self) -> tuple[str, ...]:
+        """The allow-list: the only fields of an event that are ever read, each once."""
+        event = self.event
+        return tuple(dict.fromkeys([event.id, event.time, *(field.name for field in event.fields)]))
+
+    @cached_property
+    def schema_hash(self) -> str:
+        """32 hex digits that change with everything that gives a row of numbers and categories its meaning.
+
+        A model serves only rows of the hash that it was trained on. Limits, models, drift and serving are not
+        part of it; the label is, where a feature is built from labels.
+        """
+        label = self.label
+        rated = any(
+            feature.aggregate == "label_rate" for view in self.views.values() for feature in view.features
+        )
+        meaning = {
+            "kind": self.kind,
+            "numbers": self.numbers,
+            "categories": self.categories,
+            "entities": [[entity.name, entity.field] for entity in self.entities],
+            "time": [self.event.time, self.event.time_format],
+            "views": [view.fingerprint for view in self.views.values()],
+            "label": [label.field, label.time, label.delay_ms, label.window_ms, label.missing]
+            if rated
+            else None,
+        }
+        return hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the first lineage: made of the name, so that every process starts from the same weights."""
+        return zlib.crc32(self.name.encode())
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The columns of a row, for the learner."""
+        return Schema(self.numbers, self.categories, self.schema_hash)
+
+
+def built_in_tasks() -> tuple[str, ...]:
+    """Names of the tasks that come with Driftline."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.toml")))
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """The task of a built-in name ("clicks") or of a file.
+
+    Raises UserError ("clicks.toml:12: what is wrong", with a fix) for a file that cannot be read or used.
+    """
+    from streams.task_parse import parse_task  # it builds the classes above
+
+    given = str(name_or_path)
+    path, name = (
+        (BUILT_IN / f"{given}.toml", f"{given}.toml") if given in built_in_tasks() else (Path(given), given)
+    )
+    return parse_task(_read(path, name), name, path.absolute())
+
+
+def _read(path: Path, name: str) -> str:
+    from streams.task_toml import LARGEST_FILE, listed, nearest
+
+    built_in = built_in_tasks()
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{name} is larger than {LARGEST_FILE} bytes", "give the path of a task file")
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        fix = f"{nearest(name, built_in)}built-in tasks are {listed(built_in)}; or give a .toml file's path"
+        raise UserError(f'there is no task "{name}"', fix) from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}:{line}: this is not UTF-8 text", "save the file as UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{name} cannot be read: {reason}", "give the path of a readable .toml file"
+        ) from None

@@ -1,0 +1,207 @@
+"""From the TOML of a task file to a checked `Task`: one function for each table, in the order of the file."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from featurestore.spec import SpecError, View, parse_views
+from infra.errors import UserError
+from learners.batch import FAMILIES, OPTIMISERS, ModelConfig
+from learners.drift import POLICIES, DriftConfig
+from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task
+from streams.task_event import field_name, parse_entities, parse_event
+from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
+
+Config = TypeVar("Config", ModelConfig, DriftConfig)
+
+TOP = ("task", "event", "entities", "label", "features", "privacy", "model", "challenger", "drift", "serving")
+TASK = ("name", "kind", "metric", "calendar")
+EVENT = ("id", "key", "time", "time_format", "fields")
+LABEL = ("field", "id", "time", "delay", "window", "missing")
+FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate")
+PRIVACY = ("pseudonymise",)
+SERVING = (
+    "guarantee", "max_event_bytes", "allowed_lateness", "late", "max_future", "dedup",
+    "snapshot_every", "refresh_every", "commit_every",
+)  # fmt: skip
+
+CHOICES = {"family": FAMILIES, "optimiser": OPTIMISERS, "policy": POLICIES}
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "embedding": (1, 1024), "rows": (1, 1 << 26), "hidden": (1, 8192), "batch_size": (1, 65536),
+    "learning_rate": (1e-9, 10), "weight_decay": (0, 1), "clip_norm": (1e-6, 1e6),
+}  # fmt: skip
+
+
+def parse_task(text: str, name: str, path: Path) -> Task:
+    """A `Task` from the text of a task file. `name` is what messages call the file. Raises UserError."""
+    data, source = parse_text(text, name)
+    return build_task(data, source, path, text)
+
+
+def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = "") -> Task:
+    """A `Task` from parsed TOML. Raises UserError at the first thing that is wrong."""
+    root = Table(source, (), data, TOP)
+    task = root.table("task", TASK, required='[task] with name = "my-stream"')
+    name = task.text(
+        "name", '"my-stream"', REQUIRED, r"[a-z][a-z0-9-]{0,49}", "1 to 50 of a-z, 0-9 and -, a letter first"
+    )
+    kind = task.choice("kind", ("binary",), "binary")
+    metric = task.choice("metric", ("auc", "average_precision"), "auc")
+    calendar = task.flag("calendar", False)
+    event_table = root.table(
+        "event", EVENT, required='[event] with id = "event_id", key = "user_id", time = "timestamp"'
+    )
+    entities = parse_entities(root, event_table)
+    event = parse_event(event_table, entities)
+    label = _label(root, event)
+    views = _views(root, entities, event)
+    model = _settings(root.table("model"), ModelConfig())
+    made = Task(
+        name, kind, metric, calendar, event, entities, label, views, _privacy(root, event),
+        model, _settings(root.table("challenger"), _usual_challenger(model)),
+        _settings(root.table("drift"), DriftConfig()), _serving(root), path, text,
+    )  # fmt: skip
+    _check_columns(root, made)
+    return made
+
+
+def _usual_challenger(model: ModelConfig) -> ModelConfig:
+    """The champion's settings, learning three times as fast: a copy that learns alike could not be better."""
+    return replace(model, learning_rate=min(3 * model.learning_rate, _BOUNDS["learning_rate"][1]))
+
+
+def _label(root: Table, event: EventSpec) -> LabelSpec:
+    table = root.table(
+        "label", LABEL, required='[label] with field = "clicked", delay = "1h", window = "2h", missing = 0'
+    )
+    field = field_name(table, "field", '"clicked"')
+    if field in (event.id, event.time, *(f.name for f in event.fields)):
+        fix = "the label comes later, on the labels topic; remove it from the event's fields"
+        said = f"label.field {shown(field)} is also read from the event, so the model would see the answer"
+        table.fail("field", said, fix)
+    label_id = field_name(table, "id", shown(event.id), event.id)
+    time = field_name(table, "time", '"known_at"', None)
+    if field in (label_id, time) or label_id == time:
+        said = "label.field, label.id and label.time must be three different fields"
+        table.fail("field", said, "rename one of them")
+    delay = table.duration("delay", "1h", required=True)
+    window = table.duration("window", "2h", low="1ms", required=True)
+    if window < delay:
+        fix = f"write window = {shown(table.data['delay'])} or longer"
+        got, least = shown(table.data["window"]), shown(table.data["delay"])
+        table.fail("window", f"label.window {got} closes before labels are due (label.delay {least})", fix)
+    missing = table.data.get("missing", REQUIRED)
+    if missing is REQUIRED:
+        fix = (
+            'add missing = 0 (no label means "no"), missing = 1, or missing = "drop" (learn nothing from it)'
+        )
+        table.fail(None, "label.missing is missing", fix)
+    if isinstance(missing, bool) or missing not in (0, 1, "drop"):
+        table.fail("missing", f"label.missing is {shown(missing)}", 'use 0, 1 or "drop"')
+    return LabelSpec(field, label_id, time, delay, window, None if missing == "drop" else float(missing))
+
+
+def _views(root: Table, entities: tuple[Entity, ...], event: EventSpec) -> dict[str, View]:
+    raw = root.data.get("features", [])
+    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
+        fix = "write [[features]], in double brackets, above each"
+        root.fail("features", "features must be a list of tables", fix)
+    for index, table in enumerate(raw):
+        Table(root.source, ("features", index), table, FEATURES)
+    numbers = {field.name for field in event.fields if field.type == "number"}
+    names = [entity.name for entity in entities]
+    try:
+        return parse_views(names, numbers, raw)
+    except SpecError as error:
+        key = error.path[2] if len(error.path) > 2 else ""
+        value = raw[int(error.path[1])].get(key) if len(error.path) > 1 else None
+        known = {"entity": names, "value": sorted(numbers)}.get(str(key), [])
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        root.source.fail(error.path, error.message, hint + (error.fix or "see docs/task-file.md"))
+
+
+def _privacy(root: Table, event: EventSpec) -> Privacy:
+    table = root.table("privacy", PRIVACY)
+    categories = [field.name for field in event.fields if field.type == "category"]
+    listed_fields = table.strings("pseudonymise", (), '["user_id"]')
+    for name in listed_fields:
+        if name not in (event.id, *categories):
+            fix = f"{nearest(name, [event.id, *categories])}it may list {listed([event.id, *categories])}"
+            said = f"privacy.pseudonymise lists {shown(name)}, which is no category and no event.id"
+            table.fail("pseudonymise", said, fix)
+    return Privacy(frozenset(categories) | frozenset(listed_fields))
+
+
+def _settings(table: Table, base: Config) -> Config:
+    """`base` with the keys of `table` laid over it. Keys and types are those of the dataclass itself."""
+    defaults = {field.name: getattr(base, field.name) for field in fields(base)}
+    table = Table(table.source, table.path, table.data, tuple(defaults))
+    changes = {key: _setting(table, key, defaults[key]) for key in table.data}
+    try:
+        return replace(base, **changes)
+    except (ValueError, UserError) as error:
+        # The dataclass knows limits of its own; the first key that its message names is the culprit.
+        said, fix = (error.message, error.fix) if isinstance(error, UserError) else (str(error), "")
+        key = next((word for word in re.findall(r"\w+", said) if word in table.data), None)
+        table.fail(key, f"{table.name()}: {said}", fix or "choose a value within that limit")
+
+
+def _setting(table: Table, key: str, default: Any) -> Any:
+    low, high = _BOUNDS.get(key, (0, 1_000_000_000))
+    if key in CHOICES:
+        return table.choice(key, CHOICES[key], default)
+    if isinstance(default, bool):
+        return table.flag(key, default)
+    if isinstance(default, int):
+        return table.integer(key, default, int(low), int(high))
+    if isinstance(default, float):
+        return table.number(key, default, low, high, example=f"{default:g}")
+    if isinstance(default, str):
+        return table.text(key, shown(default))
+    if key != "hidden":
+        return table.strings(key, default, '["a_column"]')
+    sizes = table.data[key]
+    whole = isinstance(sizes, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in sizes)
+    if not whole or len(sizes) > 16 or not all(low <= size <= high for size in sizes):
+        said = f"{table.name(key)} must be a list of at most 16 layer sizes from {low:g} to {high:g}"
+        table.fail(key, said, "for example hidden = [64, 32]")
+    return tuple(sizes)
+
+
+def _serving(root: Table) -> Serving:
+    table, usual = root.table("serving", SERVING), Serving()
+    return Serving(
+        table.choice("guarantee", ("exactly_once", "at_least_once"), usual.guarantee),
+        table.integer("max_event_bytes", usual.max_event_bytes, 64, 16_000_000),
+        table.duration("allowed_lateness", "1h"),
+        table.choice("late", ("score", "dead_letter"), usual.late),
+        table.duration("max_future", "1d"),
+        table.duration("dedup", "24h", low="1s"),
+        table.duration("snapshot_every", "10s", low="100ms"),
+        table.duration("refresh_every", "1s", low="50ms"),
+        table.duration("commit_every", "50ms", low="1ms"),
+    )
+
+
+def _check_columns(root: Table, task: Task) -> None:
+    """The model has columns, and no two have the same name."""
+    if not task.numbers and not task.categories:
+        fix = "declare a field under [event.fields], or add [[features]]"
+        root.fail("event", "the model has nothing to look at: no field, no feature, no calendar", fix)
+    columns, drift = (*task.numbers, *task.categories), root.table("drift")
+    for name in drift.data.get("ignore", ()):
+        if name not in (*columns, *CALENDAR):
+            fix = f"{nearest(name, columns)}columns are {listed(columns)}"
+            drift.fail("ignore", f"drift.ignore lists {shown(name)}, which is no column of the model", fix)
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            fix = (
+                "rename the field, or set calendar = false"
+                if name in CALENDAR
+                else "rename the field or the entity"
+            )
+            root.source.fail(("event", "fields", name), f"two model columns are called {shown(name)}", fix)
+        seen.add(name)

@@ -1,0 +1,35 @@
+"""Runs a Faust app as this process's only business, with one plain log line a fact."""
+
+import logging
+from logging.config import dictConfig
+from typing import Any
+
+import faust
+from faust.worker import Worker
+
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": LINE}},
+    "handlers": {"err": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"level": "WARNING", "handlers": ["err"]},
+    "loggers": {
+        **{name: {"level": "INFO"} for name in ("streams", "learners", "featurestore", "infra")},
+        "streams.transport": {"level": "WARNING"},  # Faust tells of every start and stop of our consumer
+    },
+}
+
+
+def log_plainly() -> None:
+    """Our own facts from INFO up, everyone else's from WARNING up, to standard error."""
+    dictConfig(LOGGING)
+    logging.captureWarnings(capture=True)
+
+
+def run_worker(app: faust.App) -> None:
+    """Run until SIGTERM or Ctrl-C, then leave the group cleanly; raises SystemExit."""
+    log_plainly()
+    worker = Worker(app, quiet=True, redirect_stdouts=False, override_logging=False)
+    worker.spinner = None  # an animation has no place in a log file
+    worker.execute_from_commandline()

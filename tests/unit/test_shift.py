@@ -1,0 +1,255 @@
+"""The input and score detector: silent where nothing changed, quick where something did, exact restarts."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from learners.batch import Batch, Schema
+from learners.drift import Alert, DriftConfig
+from learners.packing import pack, unpack
+from learners.psi import CategoryBins, NumberBins, psi, psi_noise, shares
+from learners.shift import SMALLEST_HABIT, SMALLEST_REFERENCE, ShiftDetector
+
+NUMBERS = ("amount", "count_7d", "mean_7d", "night", "hour_sin", "seldom")
+SCHEMA = Schema(NUMBERS, ("country", "device"), "t")
+CONFIG = DriftConfig()
+DAY_MS, EVENTS_A_DAY, CUSTOMERS = 86_400_000, 5_000, 400
+WINDOW = CONFIG.window
+
+
+@cache
+def payments(seed: int, n: int) -> tuple[Batch, np.ndarray]:
+    """A stationary stream with all that must not alarm, and its scores.
+
+    Amounts and the pace follow the hour, windows of 7 days fill up from nothing, one column is the clock,
+    one is mostly missing; categories have a few frequent and thousands of rare values.
+    """
+    random = np.random.default_rng(seed)
+    moments = np.sort(random.random(2 * n) * 2 * n / EVENTS_A_DAY)  # in days, then thinned by the hour
+    kept = random.random(2 * n) < 0.5 + 0.4 * np.sin(2 * np.pi * moments)
+    days = np.resize(moments[kept], n)
+    days[kept.sum() :] += moments[-1]
+    hour = 2 * np.pi * days
+    customer = random.integers(0, CUSTOMERS, n)
+    amount = np.exp(random.normal(3 + 0.3 * np.sin(hour), 1))
+    count, mean = np.zeros(n), np.full(n, np.nan)
+    for each in range(CUSTOMERS):
+        rows = np.flatnonzero(customer == each)
+        first = np.searchsorted(days[rows], days[rows] - 7)
+        sums = np.concatenate([[0], np.cumsum(amount[rows])])
+        count[rows] = np.arange(len(rows)) - first
+        mean[rows] = (sums[:-1] - sums[first])[: len(rows)] / np.maximum(count[rows], 1)
+    mean[count == 0] = np.nan
+    seldom = np.where(random.random(n) < 0.9, np.nan, random.normal(size=n))
+    numbers = np.stack([amount, count, mean, np.sin(hour) < 0, np.sin(hour), seldom], 1).astype(np.float32)
+    country = random.choice([0, 11, 12, 13, 14], n, p=[0.05, 0.5, 0.3, 0.1, 0.05])
+    categories = np.stack([country, random.zipf(1.5, n) % 100_000 + 1], 1) * 0x1E3779B97F4A7C15
+    ms = (days * DAY_MS).astype(np.int64)
+    nothing = np.zeros(n, np.float32)
+    batch = Batch([f"p{i}" for i in range(n)], ms, ms, numbers, categories, nothing, nothing)
+    return batch, random.beta(1, 50, n).astype(np.float32)
+
+
+def changed(batch: Batch, at: int, column: str, value: np.ndarray | float) -> Batch:
+    """The same rows with one number column replaced from row `at` on."""
+    numbers = batch.numbers.copy()
+    numbers[at:, NUMBERS.index(column)] = value
+    return Batch(
+        batch.event_ids, batch.event_ms, batch.known_ms, numbers, batch.categories, batch.served, batch.label
+    )
+
+
+def feed(detector: ShiftDetector, batch: Batch, scores: np.ndarray, step: int = 500) -> list[Alert]:
+    parts = [slice(start, min(start + step, len(batch))) for start in range(0, len(batch), step)]
+    return [
+        alert
+        for part in parts
+        for alert in detector.update(batch.slice(part.start, part.stop), scores[part], "L1.3")
+    ]
+
+
+def seen_at(alert: Alert) -> int:
+    return int(alert.alert_id.removeprefix("psi-"))
+
+
+def test_no_alarm_on_a_stationary_stream_with_a_cold_start_and_a_daily_cycle() -> None:
+    alerts = [
+        alert for seed in range(20) for alert in feed(ShiftDetector(SCHEMA, CONFIG), *payments(seed, 40_000))
+    ]
+    assert alerts == []  # in 800,000 examples: 800 windows of 8 columns
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_unit_change_is_one_alert_within_two_windows(seed: int) -> None:
+    batch, scores = payments(seed, 40_000)
+    at = 25_300
+    cents = changed(batch, at, "amount", batch.numbers[at:, 0] * 100)
+    alert, *more = feed(ShiftDetector(SCHEMA, CONFIG), cents, scores)
+    assert at < seen_at(alert) <= at + 2 * WINDOW
+    assert (alert.detector, alert.level, alert.subject, alert.version) == ("psi", "input", "amount", "L1.3")
+    assert alert.strength > alert.threshold > CONFIG.psi_threshold
+    assert abs(int(alert.since_event_id[1:]) - at) <= 20
+    assert alert.since_ms == batch.event_ms[int(alert.since_event_id[1:])]
+    assert alert.event_ms == batch.event_ms[seen_at(alert) - 1]
+    assert all(seen_at(other) - seen_at(alert) > CONFIG.cooldown for other in more)
+
+
+def test_a_doubled_amount_is_seen_within_two_windows() -> None:
+    for seed in range(5):
+        batch, scores = payments(seed, 40_000)
+        doubled = changed(batch, 25_300, "amount", batch.numbers[25_300:, 0] * 2)
+        alert = feed(ShiftDetector(SCHEMA, CONFIG), doubled, scores)[0]
+        assert 25_300 < seen_at(alert) <= 25_300 + 2 * WINDOW
+        assert alert.subject == "amount"
+
+
+def test_a_column_that_goes_missing_is_an_alert_and_so_is_its_return() -> None:
+    batch, scores = payments(0, 40_000)
+    gone = changed(batch, 20_000, "amount", np.nan)
+    back = changed(gone, 32_000, "amount", batch.numbers[32_000:, 0])
+    first, second = feed(ShiftDetector(SCHEMA, CONFIG), back, scores)
+    assert first.subject == second.subject == "amount"
+    assert 20_000 < seen_at(first) <= 22_000
+    assert 32_000 < seen_at(second) <= 34_000
+
+
+def test_a_new_frequent_category_is_an_alert_though_the_column_has_thousands_of_rare_ones() -> None:
+    batch, scores = payments(0, 30_000)
+    categories = batch.categories.copy()
+    new = np.random.default_rng(0).random(30_000) < 0.3
+    new[:20_000] = False
+    categories[new, 1] = 0x5DEECE66D
+    part = Batch(
+        batch.event_ids, batch.event_ms, batch.known_ms, batch.numbers, categories, batch.served, batch.label
+    )
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), part, scores)
+    assert (alert.level, alert.subject) == ("input", "device")
+    assert seen_at(alert) <= 22_000
+
+
+def test_moved_scores_alone_are_an_alert_on_the_score() -> None:
+    batch, scores = payments(0, 30_000)
+    moved = np.where(np.arange(30_000) < 20_000, scores, 3 * scores)
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), batch, moved)
+    assert (alert.level, alert.subject) == ("score", "score")
+
+
+def test_several_columns_that_move_at_once_are_one_alert_that_names_them() -> None:
+    batch, scores = payments(0, 30_000)
+    both = changed(changed(batch, 20_000, "amount", 1e6), 20_000, "seldom", 3.0)
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), both, scores)
+    assert {alert.subject, *alert.message.split("also ")[1].split(", ")} == {"amount", "seldom"}
+
+
+def test_the_clock_and_ignored_columns_are_not_watched() -> None:
+    batch, scores = payments(0, 30_000)
+    watch = ShiftDetector(SCHEMA, DriftConfig(ignore=("hour_sin", "amount", "device")))
+    assert feed(watch, changed(batch, 20_000, "amount", 1e6), scores) == []
+    assert list(watch.psi()) == ["count_7d", "mean_7d", "night", "seldom", "score", "country"]
+
+
+def test_psi_of_the_newest_window_is_there_once_there_is_a_reference() -> None:
+    batch, scores = payments(0, 30_000)
+    watch = ShiftDetector(SCHEMA, CONFIG)
+    feed(watch, batch.slice(0, SMALLEST_REFERENCE * WINDOW), scores)
+    assert watch.psi() == {}
+    feed(watch, batch.slice(SMALLEST_REFERENCE * WINDOW, 12_000), scores[SMALLEST_REFERENCE * WINDOW :])
+    values = watch.psi()
+    assert set(values) == {*NUMBERS, "score", "country", "device"} - {"hour_sin"}
+    assert all(0 <= value < 0.2 for name, value in values.items() if name in ("score", "country", "device"))
+
+
+def test_no_alarm_before_the_habit_is_known_or_after_a_swap_has_reset_what_is_normal() -> None:
+    batch, scores = payments(0, 30_000)
+    early = (SMALLEST_REFERENCE + SMALLEST_HABIT - 2) * WINDOW
+    alerts = feed(ShiftDetector(SCHEMA, CONFIG), changed(batch, early - 500, "amount", 1e6), scores)
+    assert alerts == []
+    watch, moved = ShiftDetector(SCHEMA, CONFIG), changed(batch, 20_000, "amount", 1e6)
+    feed(watch, moved.slice(0, 20_000), scores[:20_000])
+    watch.swapped()
+    assert feed(watch, moved.slice(20_000, 30_000), scores[20_000:]) == []
+
+
+@pytest.mark.parametrize("step", [7, 999, 12_000])
+def test_how_the_stream_is_sliced_changes_nothing(step: int) -> None:
+    batch, scores = payments(0, 24_000)
+    moved = changed(batch, 20_300, "amount", batch.numbers[20_300:, 0] * 100)
+    one, other = ShiftDetector(SCHEMA, CONFIG), ShiftDetector(SCHEMA, CONFIG)
+    assert feed(one, moved, scores, step) == feed(other, moved, scores, 500) != []
+    assert one.psi() == other.psi()
+
+
+@pytest.mark.parametrize("stop", [0, 3_500, 14_250, 20_500, 23_100])
+def test_a_restart_changes_nothing(stop: int) -> None:
+    batch, scores = payments(1, 34_000)
+    moved = changed(batch, 20_300, "amount", batch.numbers[20_300:, 0] * 100)
+    straight, first, second = (ShiftDetector(SCHEMA, CONFIG) for _ in range(3))
+    before = feed(first, moved.slice(0, stop), scores[:stop])
+    second.load(unpack(pack(first.state())))
+    after = feed(second, moved.slice(stop, 34_000), scores[stop:])
+    assert before + after == feed(straight, moved, scores) != []
+    for name, array in straight.state().items():
+        np.testing.assert_array_equal(array, second.state()[name], err_msg=name)
+
+
+def test_psi_under_no_change_is_distributed_as_the_noise_says() -> None:
+    random, bins, current, reference = np.random.default_rng(0), 13, 1_000, 8_000
+    draws = np.array(
+        [
+            psi(
+                shares(random.integers(0, bins, current), bins),
+                shares(random.integers(0, bins, reference), bins),
+            )
+            for _ in range(4_000)
+        ]
+    )
+    assert draws.mean() == pytest.approx((bins - 1) * (1 / current + 1 / reference), rel=0.03)
+    for probability in (0.1, 0.01):
+        passed = np.mean(draws > psi_noise(bins, current, reference, probability))
+        assert passed == pytest.approx(probability, abs=3 * (probability / 4_000) ** 0.5)
+
+
+def test_number_bins() -> None:
+    values = np.arange(1_000, dtype=np.float32)
+    bins = NumberBins(values)
+    assert np.bincount(bins.codes(values), minlength=bins.count).tolist()[1:11] == pytest.approx(
+        [100] * 10, abs=1
+    )
+    outside = bins.codes(np.array([-5, 2_000, np.nan], np.float32))
+    assert len(set(outside.tolist()) & set(bins.codes(values).tolist())) == 0
+    constant = NumberBins(np.full(50, 3, np.float32))
+    assert len(set(constant.codes(np.array([2.9, 3, 3.1, np.nan], np.float32)).tolist())) == 4
+    unknown = NumberBins(np.full(50, np.nan, np.float32))
+    assert unknown.codes(np.array([1, np.nan], np.float32)).tolist() == [0, 1]
+
+
+def test_category_bins() -> None:
+    values = np.repeat(np.arange(-3, 4, dtype=np.int64), 10)
+    bins = CategoryBins(values)
+    codes = bins.codes(values)
+    assert len(set(codes.tolist())) == 7  # six values and "missing"
+    rare = bins.codes(np.array([99, -(2**63), 2**63 - 1], np.int64))
+    assert not set(rare.tolist()) & set(codes.tolist())
+    assert rare.max() < bins.count
+    missing = CategoryBins(np.zeros(5, np.int64))
+    assert missing.codes(np.array([0, 8], np.int64)).tolist() == [0, 1]
+
+
+def test_the_reference_follows_slow_growth() -> None:
+    batch, scores = payments(2, 40_000)
+    growing = changed(batch, 0, "amount", np.linspace(1, 100, 40_000))  # each window a little above the last
+    watch = ShiftDetector(SCHEMA, CONFIG)
+    assert feed(watch, growing, scores) == []
+    assert watch.psi()["amount"] > 1  # though each window is above nearly all of its reference
+
+
+def test_a_column_that_jumps_every_few_windows_teaches_the_detector_to_expect_it() -> None:
+    batch, scores = payments(3, 120_000)
+    shifts = (np.arange(120_000) // 13_000 % 2).astype(np.float32)  # slower than the reference follows
+    jumping = changed(
+        changed(batch, 0, "seldom", shifts), 100_500, "amount", batch.numbers[100_500:, 0] * 100
+    )
+    alerts = feed(ShiftDetector(SCHEMA, CONFIG), jumping, scores)
+    assert [alert.subject for alert in alerts[:2]] == ["seldom", "seldom"]
+    assert [alert.subject for alert in alerts[2:]] == ["amount"]  # seven more jumps of the other are no news

@@ -1,0 +1,561 @@
+"""The exact words and the right line for whatever can be wrong with a task file; nothing else is raised."""
+
+import re
+import string
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.errors import UserError
+from streams import task_parse
+from streams.task import Task, load_task
+from streams.task_parse import build_task, parse_task
+from streams.task_toml import Source
+from streams.toml_lines import key_lines
+
+HERE = Path(__file__).parent
+SMALLEST = (HERE / "rides_smallest.toml").read_text(encoding="utf-8")  # nothing that could be left out
+FULL = (HERE / "rides.toml").read_text(encoding="utf-8")  # every table, most keys
+
+
+def parse(text: str) -> Task:
+    return parse_task(text, "my.toml", Path("/somewhere/my.toml"))
+
+
+def complaint(old: str, new: str) -> str:
+    """What the user reads after replacing `old` by `new` in the full task file."""
+    assert old in FULL, f"{old!r} is not in the file"
+    with pytest.raises(UserError) as caught:
+        parse(FULL.replace(old, new, 1))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message", "fix"),
+    [
+        (
+            "delay =",
+            "dealy =",
+            25,
+            "unknown key label.dealy",
+            'did you mean "delay"? keys here are field, id, time, delay, window, missing',
+        ),
+        (
+            "[serving]",
+            "[servign]",
+            56,
+            "unknown key servign",
+            'did you mean "serving"? keys here are task, event, entities, label, features, privacy, '
+            "model, challenger, drift, serving",
+        ),
+        (
+            "max_length",
+            "maxlength",
+            16,
+            "unknown key event.fields.city.maxlength",
+            'did you mean "max_length"? keys here are type, required, min, max, max_length, model',
+        ),
+        (
+            "family =",
+            "colour =",
+            44,
+            "unknown key model.colour",
+            "keys here are family, embedding, rows, hidden, optimiser, learning_rate, batch_size, "
+            "weight_decay, clip_norm",
+        ),
+        (
+            "value =",
+            "valeu =",
+            31,
+            "unknown key features.valeu",
+            'did you mean "value"? keys here are entity, value, windows, aggregates, time_since_last, '
+            "label_rate",
+        ),
+        (
+            "calendar = true",
+            'calendar = "yes"',
+            5,
+            'task.calendar must be true or false, not "yes"',
+            "for example calendar = true",
+        ),
+        (
+            "min = 0",
+            'min = "0"',
+            14,
+            'event.fields.fare.min must be a number, not "0"',
+            "for example min = 0",
+        ),
+        (
+            "hidden = [16]",
+            "hidden = 16",
+            45,
+            "model.hidden must be a list of at most 16 layer sizes from 1 to 8192",
+            "for example hidden = [64, 32]",
+        ),
+        (
+            "learning_rate = 0.01",
+            "learning_rate = inf",
+            46,
+            "model.learning_rate must be a finite number, not inf",
+            "for example learning_rate = 0.002",
+        ),
+        (
+            'type = "number", min = 0, max = 500',
+            'type = "image"',
+            14,
+            'fields of type "image" are not supported yet',
+            "use number, category, or leave the field out",
+        ),
+        (
+            'type = "number", min = 0, max = 500',
+            'type = "numbr"',
+            14,
+            'event.fields.fare.type is "numbr"',
+            'did you mean "number"? use one of number, category',
+        ),
+        (
+            "max_length = 20",
+            "min = 1",
+            16,
+            "event.fields.city.min has no meaning for a category",
+            'remove it, or write type = "number"',
+        ),
+        (
+            "fare = {",
+            "fare = 'number' # {",
+            14,
+            'event.fields.fare must be a table, not "number"',
+            'for example fare = { type = "number" }',
+        ),
+        (
+            "max = 500",
+            "max = -1",
+            14,
+            "event.fields.fare.max = -1 is below min = 0",
+            "swap the two",
+        ),
+        (
+            'window = "2h"',
+            'window = "59m"',
+            26,
+            'label.window "59m" closes before labels are due (label.delay "1h")',
+            'write window = "1h" or longer',
+        ),
+        (
+            'window = "2h"',
+            'window = "2 hours"',
+            26,
+            'label.window must be a duration such as "500ms", "30s", "10m", "24h" or "7d", not "2 hours"',
+            'for example window = "2h"',
+        ),
+        (
+            'delay = "1h"',
+            'delay = "99999d"',
+            25,
+            'label.delay must be from 0s to 3650d, not "99999d"',
+            'for example delay = "1h"',
+        ),
+        (
+            'windows = ["1h", "7d"]',
+            'windows = [\n  "1h",\n  "0d",\n]',
+            34,
+            'a window of "0d" cannot be cut into 8 equal tiles of whole milliseconds',
+            'use "8ms" or any whole number of seconds',
+        ),
+        (
+            'time_format = "epoch_s"',
+            'time_format = "epoch"',
+            11,
+            'event.time_format is "epoch"',
+            'did you mean "epoch_s"? use iso8601, epoch_ms, epoch_s or a strptime pattern such as '
+            "%d/%m/%Y %H:%M:%S",
+        ),
+        (
+            'time_format = "epoch_s"',
+            'time_format = "%Y-%Q"',
+            11,
+            "event.time_format is \"%Y-%Q\": 'Q' is a bad directive in format '%Y-%Q'",
+            "use iso8601, epoch_ms, epoch_s or a strptime pattern such as %d/%m/%Y %H:%M:%S",
+        ),
+        (
+            'time_format = "epoch_s"',
+            'time_format = "%H:%M:%S"',
+            11,
+            'event.time_format "%H:%M:%S" does not say which day it is',
+            "a pattern needs year, month and day, such as %Y-%m-%d",
+        ),
+        (
+            'value = "fare"',
+            'value = "city"',
+            31,
+            "'city' is not a number field of the event",
+            "number fields: fare, tip",
+        ),
+        (
+            'entity = "rider"',
+            'entity = "ridr"',
+            37,
+            "features need the name of an entity, not 'ridr'",
+            'did you mean "rider"? known entities: driver, rider',
+        ),
+        (
+            'key = "driver"',
+            'key = "driver_id"',
+            9,
+            'event.key is "driver_id", and no entity reads that field',
+            'add a line such as user = "driver_id" as the first under [entities]',
+        ),
+        (
+            'driver = "driver"\nrider = "rider"',
+            'rider = "rider"\ndriver = "driver"',
+            20,
+            "entity driver reads event.key and must come first",
+            'move driver = "driver" up to be the first under [entities]',
+        ),
+        (
+            'rider = "rider"',
+            'rider = "driver"',
+            20,
+            'entities driver and rider both read "driver"',
+            "remove one of the two",
+        ),
+        (
+            'rider = "rider"',
+            'Rider = "rider"',
+            20,
+            '"Rider" is not a name for an entity',
+            "use 1 to 40 of a-z, 0-9 and _, a letter first, for example customer",
+        ),
+        (
+            'id = "ride_id"',
+            'id = "driver"',
+            8,
+            'event.id and entities.driver both read "driver"',
+            "name a field that differs from event to event as id, and one for each other use",
+        ),
+        (
+            "fare = {",
+            "at = {",
+            14,
+            "at is event.time and cannot be a model field as well",
+            "remove this line; calendar = true under [task] gives the model hour and weekday",
+        ),
+        (
+            "city = { type",
+            'driver = { type = "category", required = false }\ncity = { type',
+            16,
+            "driver is event.key and cannot be optional",
+            "write required = true",
+        ),
+        (
+            "city = { type",
+            'rider = { type = "number" }\ncity = { type',
+            16,
+            "rider is entities.rider and cannot be a number",
+            'write type = "category"',
+        ),
+        (
+            'field = "complained"',
+            'field = "city"',
+            23,
+            'label.field "city" is also read from the event, so the model would see the answer',
+            "the label comes later, on the labels topic; remove it from the event's fields",
+        ),
+        (
+            'missing = "drop"',
+            "missing = 0.5",
+            27,
+            "label.missing is 0.5",
+            'use 0, 1 or "drop"',
+        ),
+        (
+            'pseudonymise = ["ride_id"]',
+            'pseudonymise = ["ride_ids"]',
+            41,
+            'privacy.pseudonymise lists "ride_ids", which is no category and no event.id',
+            'did you mean "ride_id"? it may list ride_id, city, driver, rider',
+        ),
+        (
+            'ignore = ["fare"]',
+            'ignore = ["far"]',
+            54,
+            'drift.ignore lists "far", which is no column of the model',
+            'did you mean "fare"? columns are fare, hour_sin, hour_cos, weekday_sin, weekday_cos, '
+            "driver_fare_mean_1h, driver_fare_ratio_1h, driver_fare_mean_7d, driver_fare_ratio_7d, "
+            "driver_label_rate_7d, rider_time_since_last, city",
+        ),
+        (
+            "tip = {",
+            "rider_time_since_last = { type = 'number' } #",
+            15,
+            'two model columns are called "rider_time_since_last"',
+            "rename the field or the entity",
+        ),
+        (
+            "alpha = 0.05",
+            "alpha = 1.0",
+            52,
+            "drift: alpha must be above 0 and below 1",
+            "choose a value within that limit",
+        ),
+        (
+            'policy = "manual"',
+            'policy = "beter"',
+            53,
+            'drift.policy is "beter"',
+            'did you mean "better"? use one of better, manual, shadow',
+        ),
+        (
+            'commit_every = "5ms"',
+            'dedup = "0s"',
+            59,
+            'serving.dedup must be from 1s to 3650d, not "0s"',
+            'for example dedup = "24h"',
+        ),
+        (
+            'commit_every = "5ms"',
+            'commit_every = "0s"',
+            59,
+            'serving.commit_every must be from 1ms to 3650d, not "0s"',
+            'for example commit_every = "50ms"',
+        ),
+        (
+            'name = "rides"\n',
+            "",
+            1,
+            "task.name is missing",
+            'add a line such as name = "my-stream" under [task]',
+        ),
+        (
+            'missing = "drop"\n',
+            "",
+            22,
+            "label.missing is missing",
+            'add missing = 0 (no label means "no"), missing = 1, or missing = "drop" (learn nothing from it)',
+        ),
+    ],
+)
+def test_a_complaint_names_file_line_and_fix(old: str, new: str, line: int, message: str, fix: str) -> None:
+    assert complaint(old, new) == f"my.toml:{line}: {message}\n  fix: {fix}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('field = "complained"', "field = complained", 23),
+        ('metric = "auc"', 'metric = "auc', 4),
+        ('commit_every = "5ms"\n', 'commit_every = ["5ms"', 59),
+        ("min = 0", "min = 0, min = 1", 14),
+        ("[privacy]", "[label]", 40),
+    ],
+)
+def test_a_syntax_error_names_the_line(old: str, new: str, line: int) -> None:
+    said, fix = complaint(old, new).split("\n  fix: ")
+    assert said.startswith(f"my.toml:{line}: this is not valid TOML: ")  # the rest is the words of tomllib
+    assert (
+        fix == "write it as TOML: name = value, text in double quotes, [table] headers on a line of their own"
+    )
+
+
+@pytest.mark.parametrize("table", ["task", "event", "label"])
+def test_a_missing_table_comes_with_an_example(table: str) -> None:
+    text = re.sub(rf"(?s)\[{table}\]\n.*?(?=\n*\[)", "", SMALLEST)
+    with pytest.raises(UserError) as caught:
+        parse(text)
+    assert caught.value.message == f"my.toml:1: the table [{table}] is missing"
+    assert caught.value.fix.startswith(f"add it, for example: [{table}] with ")
+
+
+def test_a_model_needs_something_to_look_at() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(SMALLEST[: SMALLEST.index("[[features]]")])
+    assert str(caught.value) == (
+        "my.toml:3: the model has nothing to look at: no field, no feature, no calendar\n"
+        "  fix: declare a field under [event.fields], or add [[features]]"
+    )
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for given_name, expected in [
+        (
+            "click",
+            'there is no task "click"\n  fix: did you mean "clicks"? built-in tasks are clicks, transac',
+        ),
+        (
+            str(tmp_path / "no.toml"),
+            f'there is no task "{tmp_path}/no.toml"\n  fix: built-in tasks are clicks, ',
+        ),
+        (
+            str(tmp_path),
+            f"{tmp_path} cannot be read: Is a directory\n  fix: give the path of a readable .toml file",
+        ),
+        ("a\0b", "a\0b cannot be read: embedded null byte\n"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            load_task(given_name)
+        assert str(caught.value).startswith(expected)
+    bad = tmp_path / "latin.toml"
+    bad.write_bytes('[task]\nname = "caf\xe9"\n'.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        load_task(bad)
+    assert str(caught.value) == f"{bad}:2: this is not UTF-8 text\n  fix: save the file as UTF-8"
+    big = tmp_path / "big.toml"
+    big.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(UserError, match="is larger than 1048576 bytes"):
+        load_task(big)
+
+
+def test_key_lines_finds_every_key() -> None:
+    text = '''\
+# comment
+a = 1
+"b c" = """
+x = 1
+[not.a.table]
+"quoted\\""""
+'l.1' = \'\'\'
+]]\'\'\'
+n = { x = 1, y = [1, { z = 2 }] }   # }
+[t . u]
+m = [
+  "a",  # [
+  [2,
+   3],
+]
+d.e = 2020-01-01T00:00:00Z
+[[f]]
+g = "x ] } # y"
+[[f]]
+g = '\\'
+[f.h]
+i = true
+[[f.k]]
+j = 1
+'''
+    assert key_lines(text) == {
+        (): 1,
+        ("a",): 2,
+        ("b c",): 3,
+        ("l.1",): 7,
+        ("n",): 9,
+        ("n", "x"): 9,
+        ("n", "y"): 9,
+        ("n", "y", 0): 9,
+        ("n", "y", 1): 9,
+        ("n", "y", 1, "z"): 9,
+        ("t",): 10,
+        ("t", "u"): 10,
+        ("t", "u", "m"): 11,
+        ("t", "u", "m", 0): 12,
+        ("t", "u", "m", 1): 13,
+        ("t", "u", "m", 1, 0): 13,
+        ("t", "u", "m", 1, 1): 14,
+        ("t", "u", "d"): 16,
+        ("t", "u", "d", "e"): 16,
+        ("f",): 17,
+        ("f", 0): 17,
+        ("f", 0, "g"): 18,
+        ("f", 1): 19,
+        ("f", 1, "g"): 20,
+        ("f", 1, "h"): 21,
+        ("f", 1, "h", "i"): 22,
+        ("f", 1, "k"): 23,
+        ("f", 1, "k", 0): 23,
+        ("f", 1, "k", 0, "j"): 24,
+    }
+
+
+def outcome_of(build: Callable[[], Task]) -> Task | UserError:
+    """The task or the one error that a user may see; anything else fails the test."""
+    try:
+        return build()
+    except UserError as error:
+        return error
+
+
+def paths(data: Any, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    """Every key path of parsed TOML."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return {at}.union(*(paths(value, (*at, key)) for key, value in inner))
+
+
+@given(
+    st.lists(
+        st.sampled_from([*FULL.splitlines(), "x = [", "]", '"""', "'", "{", "}", "\\", "a.b=1"]), max_size=25
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_task_or_a_user_error_and_every_key_has_a_line(rows: list[str]) -> None:
+    text = "\n".join(rows)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        data = None
+    else:
+        lines = key_lines(text)
+        assert paths(data) == set(lines)
+        assert all(1 <= line <= len(rows) or not rows for line in lines.values())
+    outcome = outcome_of(lambda: parse(text))
+    if isinstance(outcome, UserError):
+        assert re.match(r"my\.toml:\d+: ", outcome.message)
+        assert outcome.fix
+    else:
+        assert data is not None
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.datetimes()
+    | st.sampled_from(["1h", "7d", "fare", "driver", "%Y", "number", "category", "drop", "better"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(string.ascii_lowercase, max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> dict[str, Any]:
+    """The full task with a few of its values replaced, its keys removed, or keys added."""
+    data = tomllib.loads(FULL)
+    for _ in range(draw(st.integers(1, 4))):
+        inner: Any = data
+        while True:
+            keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(inner[key], dict | list) and draw(st.booleans()):
+                inner = inner[key]
+                continue
+            inner[key] = draw(VALUES)
+            if isinstance(inner, dict) and draw(st.integers(0, 9)) == 0:
+                del inner[key]
+            break
+    return data
+
+
+@given(spoilt() | st.dictionaries(st.sampled_from([*task_parse.TOP, "junk"]), VALUES))
+@settings(max_examples=300, deadline=None)
+def test_junk_is_a_task_or_a_user_error(data: dict[str, Any]) -> None:
+    outcome = outcome_of(lambda: build_task(data, Source("junk", {}), Path("junk")))
+    if isinstance(outcome, UserError):
+        assert outcome.message.startswith("junk:1: ")
+        assert outcome.fix
+    else:
+        assert outcome.numbers or outcome.categories
+
+
+def test_nesting_beyond_reason_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="nested too deeply"):
+        parse("a = " + "[" * 100_000 + "]" * 100_000)

@@ -140,6 +140,10 @@ class ArchiveWriter:
         self._rows.setdefault(table, (columns, []))[1].extend(rows)
         await asyncio.shield(self._done)
 
+    async def close(self) -> None:
+        """Close the archive after the insert at hand; the embedded engine must not be left to the interpreter's end."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._archive.close)
+
     def _start(self) -> None:
         done, rows = self._done, self._rows
         self._done, self._rows = None, {}
@@ -170,9 +174,11 @@ class ArchiveStep:
         self._writer, self._committer, self._source = writer, committer, TP(topic, partition)
 
     async def open(self) -> Mapping[TP, int]:
+        """See Step."""
         return await self._committer.open([self._source])
 
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """See Step."""
         batch = records[self._source]
         rows: list[Row] = []
         for record in batch:
@@ -186,4 +192,5 @@ class ArchiveStep:
         await self._committer.commit(Outputs(), {self._source: batch[-1].offset + 1})
 
     async def close(self, *, final: bool) -> None:
+        """See Step."""
         await self._committer.close()

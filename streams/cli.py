@@ -13,13 +13,15 @@ import typer
 from rich.console import Console
 
 from infra.errors import UserError
-from infra.settings import Settings
-from streams.cluster import running
+from infra.settings import Settings, load_secret
+from streams.running import running
 from streams.task import Task, built_in_tasks, load_task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 task_app = typer.Typer(no_args_is_help=True, help="Check a task file, or propose a new one.")
 app.add_typer(task_app, name="task")
+features_app = typer.Typer(no_args_is_help=True, help="The features of a task in Feast.")
+app.add_typer(features_app, name="features")
 console = Console(highlight=False, soft_wrap=True)
 
 TaskOption = Annotated[str, typer.Option("--task", "-t", help="A built-in task or the path of a task file.")]
@@ -100,16 +102,19 @@ def up(
 
 @app.command(help=f"Features, scores, predictions. {ROLE_HELP}")
 def serve(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
+    """Run a serve worker."""
     _faust_role("serve", load_task(task), _connected(kafka))
 
 
 @app.command(help=f"Labels meet examples. {ROLE_HELP}")
 def join(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
+    """Run a join worker."""
     _faust_role("join", load_task(task), _connected(kafka))
 
 
 @app.command(help=f"History in ClickHouse. {ROLE_HELP}")
 def archive(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
+    """Run an archive worker."""
     _faust_role("archive", load_task(task), _connected(kafka))
 
 
@@ -128,10 +133,11 @@ def learn(
         int | None, typer.Option(help="Event time (ms) at which to keep a frozen copy to compare with.")
     ] = None,
 ) -> None:
+    """Run the learner."""
     import torch
 
     from streams.learn import Learner
-    from streams.roles import prepare
+    from streams.prepare import prepare
     from streams.worker import log_plainly
 
     log_plainly()
@@ -273,6 +279,50 @@ def task_new(
     else:
         out.write_text(text)
         console.print(f"wrote {out}; read it, then: driftline task check {out}")
+
+
+@features_app.command("apply")
+def features_apply(task: TaskOption = "clicks") -> None:
+    """Register a task's features with Feast (the roles do it too)."""
+    loaded = load_task(task)
+    _features(loaded).apply()
+    console.print(f"registered {', '.join(loaded.views) or 'nothing'}")
+
+
+@features_app.command("get")
+def features_get(
+    entity: Annotated[str, typer.Argument(help="An entity of the task, such as user.")],
+    key: Annotated[str, typer.Argument(help="Its key as producers send it.")],
+    task: TaskOption = "clicks",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Read an entity's newest features from Feast's online store."""
+    from streams.privacy import Pseudonymiser
+
+    loaded, settings = load_task(task), _settings()
+    if entity not in loaded.views:
+        raise UserError(
+            f"{loaded.name} has no features of {entity!r}", f"use one of {', '.join(loaded.views)}"
+        )
+    field = next(e.field for e in loaded.entities if e.name == entity)
+    pseudonym = Pseudonymiser(load_secret(settings.secret)).column(field, [key])
+    row = {name: values[0] for name, values in _features(loaded).read(entity, pseudonym).items()}
+    if all(value is None for value in row.values()):
+        raise UserError(
+            f"{entity} {key!r} is not in the online store", "it comes with the entity's first event"
+        )
+    if as_json:
+        console.print_json(json.dumps(row))
+        return
+    for name, value in row.items():
+        console.print(f"  {name}  {'unknown' if value is None else f'{value:g}'}")
+
+
+def _features(task: Task) -> Any:
+    from featurestore.repository import FeatureWriter
+
+    settings = _settings()
+    return FeatureWriter(settings.data, settings.online, task.name, task.views)
 
 
 @app.command()

@@ -1,23 +1,21 @@
 """All roles of one task on this machine: `driftline up`, the demo and a replay without a cluster run on it."""
 
-import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from infra.embedded import EmbeddedKafka
-from infra.errors import UserError
 from infra.kafka import group_ready, wait_ready
 from infra.settings import Settings
 from infra.supervisor import Supervisor
-from streams.roles import prepare
+from streams.prepare import prepare
+from streams.running import noted, refuse_second
 from streams.task import Task
-
-RUN_FILE = "run.json"
 
 
 class Cluster:
@@ -46,28 +44,34 @@ class Cluster:
         self._workers, self._freeze_at_ms, self._port, self._say = workers, freeze_at_ms, port, say
         self._broker: EmbeddedKafka | None = None
         self.roles = Supervisor(settings.log_dir)
-        self._run_file = settings.data / RUN_FILE
+        self._stack = ExitStack()
 
     def start(self) -> None:
         """Start everything; returns when the roles are on their way. Raises UserError."""
-        _refuse_second(self._run_file)
+        refuse_second(self.settings.data)
+        registering = self._register_features()
         if self.settings.kafka:
             wait_ready(self.settings.kafka)
         else:
-            self._broker = EmbeddedKafka(
-                self.settings.data / "kafka", port=self._port, progress=self._downloading
-            )
-            self.settings = replace(self.settings, kafka=self._broker.start())
+            broker = EmbeddedKafka(self.settings.data / "kafka", port=self._port, progress=self._downloading)
+            self._stack.callback(broker.stop)
+            self.settings = replace(self.settings, kafka=broker.start())
             self._say(f"Kafka listens on {self.settings.kafka}")
         self.settings = prepare(self.task, self.settings)
+        self._stack.enter_context(noted(self.settings.data, self.settings.kafka, str(self.task.path)))
         self._start_roles()
-        self._run_file.parent.mkdir(parents=True, exist_ok=True)
-        self._run_file.write_text(
-            json.dumps({"kafka": self.settings.kafka, "task": str(self.task.path), "pid": os.getpid()})
-        )
+        registering.wait()
+
+    def _register_features(self) -> subprocess.Popen[bytes]:
+        """Register the features with Feast meanwhile, in a process that gives back what Feast's import takes."""
+        command = [sys.executable, "-m", "streams.cli", "features", "apply", "--task", str(self.task.path)]
+        env = {**os.environ, **self.settings.to_env()}
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._stack.callback(process.kill)
+        return process
 
     def _downloading(self, done: int, total: int) -> None:
-        if done == 0:
+        if done == 1:
             self._say(f"downloading Kafka's {total} jars (once)")
 
     def _start_roles(self) -> None:
@@ -92,9 +96,7 @@ class Cluster:
     def stop(self) -> None:
         """End the roles, then the broker."""
         self.roles.stop(20.0)
-        if self._broker is not None:
-            self._broker.stop()
-        self._run_file.unlink(missing_ok=True)
+        self._stack.close()
 
     def __enter__(self) -> Self:
         try:
@@ -108,21 +110,3 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def running(data: Path) -> dict[str, str] | None:
-    """{"kafka", "task"} of the `driftline up` that runs on this data folder, or None."""
-    try:
-        record = json.loads((data / RUN_FILE).read_text())
-        os.kill(record["pid"], 0)
-    except (OSError, ValueError, KeyError):
-        return None
-    return {"kafka": record["kafka"], "task": record["task"]}
-
-
-def _refuse_second(run_file: Path) -> None:
-    if running(run_file.parent):
-        raise UserError(
-            f"Driftline already runs on {run_file.parent}",
-            "stop it first, or give another folder with DRIFTLINE_DATA",
-        )

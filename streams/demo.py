@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from streams.cluster import Cluster
 from streams.replay_run import write_run_report
+from streams.running import refuse_second
 from streams.session import Feeding, await_ready, stream
 from streams.simulate import Change, Simulation, parse_change, simulate
 from streams.task import Task, load_task
@@ -62,11 +63,7 @@ def run_demo(name: str, *, seed: int, events: int, drift: str, settings: Setting
 def _own_folder(settings: Settings) -> Settings:
     """A folder of its own, empty: the demo neither reads nor changes what `driftline up` keeps."""
     folder = settings.data / "demo"
-    if (folder / "run.json").exists():
-        from streams.cluster import running
-
-        if running(folder):
-            raise UserError(f"a demo already runs in {folder}", "wait for it or stop it first")
+    refuse_second(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return Settings(kafka=settings.kafka, data=folder, partitions=settings.partitions)
 

@@ -56,9 +56,11 @@ class LabelStep:
         self._decoder = LabelDecoder(context.task, context.pseudonymiser)
 
     async def open(self) -> Mapping[TP, int]:
+        """See Step."""
         return await self._committer.open([self._source])
 
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """See Step."""
         context, batch = self._context, records[self._source]
         labels, broken = self._decoder.decode(batch)
         outputs = Outputs()
@@ -78,6 +80,7 @@ class LabelStep:
         context.metrics.count("dead_letters_total", len(broken))
 
     async def close(self, *, final: bool) -> None:
+        """See Step."""
         await self._committer.close()
 
 
@@ -95,6 +98,7 @@ class JoinStep:
         self._saving: asyncio.Future[None] | None = None
 
     async def open(self) -> Mapping[TP, int]:
+        """See Step."""
         committed = await self._committer.open([self._source])
         start = 0
         found = self._snapshots.newest([committed[self._source]])
@@ -111,6 +115,7 @@ class JoinStep:
         return committed
 
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """See Step."""
         batch = records[self._source]
         labelled = self._state.fold(batch)
         outputs = Outputs()
@@ -161,6 +166,7 @@ class JoinStep:
             self._context.metrics.count("snapshots_failed_total")
 
     async def close(self, *, final: bool) -> None:
+        """See Step."""
         if final and self._offset:
             self._save(self._offset, self._state.snapshot())
         await self._committer.close()

@@ -3,9 +3,14 @@
 Pure: no Kafka, no clock, no files. The partition's log holds examples and labels in one order, so a replay of the log
 makes every decision again exactly as it was made.
 
-An example is decided once: by the first label for its id, or, when the watermark passes its window, by what the task
-says of a missing label. The watermark is the lowest of the newest event times of the source partitions, so a partition
-that lags behind does not have its examples closed early; one that was silent for `IDLE_AFTER` records is left out.
+An example is decided once. Where the task gives a missing label a value, that is when the watermark passes the
+example's window: by the first label for its id, or else by that value. Deciding the labelled ones sooner would show the
+learner positives before the negatives of the same minute. Where a missing label drops the example, the first label
+decides it at once.
+
+The watermark is the lowest of the newest event times of the source partitions, so a partition that lags behind does
+not have its examples closed early; one that was silent for `IDLE_AFTER` records is left out. An event time ahead of
+Kafka's own clock counts as that clock, so a producer whose clock is wrong closes nobody's window.
 """
 
 import heapq
@@ -65,6 +70,7 @@ class JoinPartition:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._wait = task.label.missing is not None  # for the whole window, whatever comes
         self._pool = _Pool(task)
         self._slots: dict[str, int] = {}
         self._deadlines: list[tuple[int, str]] = []
@@ -98,14 +104,14 @@ class JoinPartition:
         rows, served, versions = wire.decode_examples(record.value)
         self._records += 1
         for source in np.unique(rows.partition).tolist():
-            newest = int(rows.event_ms[rows.partition == source].max())
+            newest = int(np.minimum(rows.event_ms, rows.received_ms)[rows.partition == source].max())
             self._newest[source] = max(newest, self._newest.get(source, _BEGINNING))
             self._heard[source] = self._records
         slots = self._pool.put(rows, served, versions)
         decided = []
         window = self._task.label.window_ms
         for event_id, slot, event_ms in zip(rows.ids, slots, rows.event_ms.tolist(), strict=True):
-            early = self._early.pop(event_id, None)
+            early = None if self._wait else self._early.pop(event_id, None)
             if early is not None:
                 decided.append(self._decide(slot, event_ms, early.label, early.known_ms))
             else:
@@ -121,11 +127,11 @@ class JoinPartition:
         for event_id, label, known in zip(
             labels.ids, labels.label.tolist(), labels.known_ms.tolist(), strict=True
         ):
-            slot = self._slots.pop(event_id, None)
+            slot = None if self._wait else self._slots.pop(event_id, None)
             if slot is not None:
                 decided.append(self._decide(slot, self._pool.event_ms(slot), label, known))
             else:
-                self._early[event_id] = _Early(label, known, expires)
+                self._early.setdefault(event_id, _Early(label, known, expires))
         return decided
 
     def _decide(self, slot: int, event_ms: int, label: float, known_ms: int) -> _Decided:
@@ -141,7 +147,10 @@ class JoinPartition:
             slot = self._slots.pop(event_id, None)
             if slot is None:
                 continue  # its label came
-            if missing is None:
+            early = self._early.pop(event_id, None)
+            if early is not None:
+                decided.append(self._decide(slot, self._pool.event_ms(slot), early.label, early.known_ms))
+            elif missing is None:
                 self.counts.dropped += 1
                 self._pool.free([slot])
             else:

@@ -74,11 +74,14 @@ class LiveModel:
             oldest = (await consumer.beginning_offsets([at]))[at]
             consumer.seek(at, max(offset, oldest))
             async for record in consumer:
-                self._take(record)
+                again = self._take(record)
+                if again is not None:
+                    consumer.seek(at, again)
         finally:
             await asyncio.shield(consumer.stop())
 
-    def _take(self, record: Any) -> None:
+    def _take(self, record: Any) -> int | None:
+        """Apply an update; where to read on instead of behind it, after one was missed."""
         headers = dict(record.headers)
         try:
             meta = json.loads(headers[META])
@@ -91,11 +94,13 @@ class LiveModel:
             log.error("model update at offset %d is refused: %s", record.offset, error)
             self._metrics.count("rejected_updates_total")
         except MissedRefresh as error:
-            self._reload(error)
+            return self._reload(error)
+        return None
 
-    def _reload(self, error: MissedRefresh) -> None:
+    def _reload(self, error: MissedRefresh) -> int | None:
+        """Take the newest whole model, at most once a second: it may be older than what is missed."""
         if now_ms() - self._reloaded_ms < _RELOAD_PAUSE_MS:
-            return
+            return None
         self._reloaded_ms = now_ms()
         log.info("%s; loading the newest whole model", error)
-        self.load()
+        return self.load()

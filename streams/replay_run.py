@@ -10,10 +10,11 @@ from rich.console import Console
 from infra.clickhouse import open_archive
 from infra.errors import UserError
 from infra.settings import Settings
-from streams.cluster import Cluster, running
+from streams.cluster import Cluster
 from streams.progress import feed_with_progress
 from streams.replay import Replay
 from streams.report import write_report
+from streams.running import running
 from streams.session import Feeding, await_ready, stream
 from streams.task import Task
 from streams.view import View

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import faust
@@ -14,10 +13,10 @@ from faust.types import TP
 from infra.blobs import Blobs
 from infra.clickhouse import create_tables, open_archive
 from infra.errors import UserError
-from infra.kafka import create_topics
 from infra.metrics import Metrics
 from infra.settings import Settings, load_secret
 from streams.partitions import EXIT_FAILED, Partitions, Step
+from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.task import Task
 from streams.topics import Topics
@@ -28,18 +27,6 @@ log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 30.0
 
 
-def prepare(task: Task, settings: Settings) -> Settings:
-    """Make the task's topics where they are missing; the settings with the partition count that is in force.
-
-    An events topic that is already there decides how many partitions all the others get.
-    """
-    topics = Topics.of(task)
-    layout = topics.layout(settings.partitions)
-    partitions = create_topics(settings.kafka, {topics.events: layout[topics.events]})[topics.events]
-    create_topics(settings.kafka, topics.layout(partitions))
-    return replace(settings, partitions=partitions)
-
-
 def serve_app(task: Task, settings: Settings) -> faust.App:
     """Features, scores, predictions: as many of these workers as the events topic has partitions, at most."""
     import torch
@@ -47,7 +34,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     from featurestore.repository import FeatureWriter
     from streams.live import LiveModel
     from streams.online import OnlineWriter
-    from streams.serve import ServeContext, ServeStep
+    from streams.serve import ServeContext, ServeStep, warm_up
 
     torch.set_num_threads(1)
     settings = prepare(task, settings)
@@ -61,6 +48,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     context = ServeContext(task, settings, topics, blobs, pseudonymiser, live, online, executor, metrics)
 
+    warm_up(task, live)
     stages = [topics.stage(i) for i in range(len(task.entities))]
     group_of = {topic: topic for topic in stages}
     group_of |= {
@@ -119,7 +107,7 @@ def archive_app(task: Task, settings: Settings) -> faust.App:
         return ArchiveStep(task, writer, topic, partition, OffsetsOnly(settings.kafka, group, app.consumer))
 
     group_of = {topic: topic for topic in sources(task)}
-    _run(app, Partitions(make, group_of), group_of)
+    _run(app, Partitions(make, group_of), group_of, at_end=[writer.close])
     return app
 
 
@@ -152,15 +140,15 @@ def _run(
     for work in background:
         app.task(_guarded(work))
 
-    @app.on_partitions_assigned.connect(weak=False)  # type: ignore[misc]
+    @app.on_partitions_assigned.connect(weak=False)
     async def assigned(_: Any, tps: Iterable[TP], **__: Any) -> None:
         await partitions.assigned(tps)
 
-    @app.on_before_shutdown.connect(weak=False)  # type: ignore[misc]
+    @app.on_before_shutdown.connect(weak=False)
     async def ending(*_: Any, **__: Any) -> None:
         await partitions.close()
-        for work in at_end:
-            await work()
+        for last in at_end:
+            await last()
 
 
 def _agent(partitions: Partitions) -> Callable[[Any], Awaitable[None]]:

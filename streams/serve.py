@@ -25,6 +25,8 @@ import msgspec
 import numpy as np
 from faust.types import TP
 
+from featurestore.dedup import SeenIds
+from featurestore.state import EntityState
 from infra.blobs import Blobs
 from infra.clock import now_ms
 from infra.metrics import Metrics
@@ -80,6 +82,19 @@ class ServeContext:
     metrics: Metrics
 
 
+def warm_up(task: Task, live: LiveModel) -> None:
+    """Compile (or load) the kernels and touch the model before the first event waits for them: seconds, once."""
+    key, time_ms = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for view in task.views.values():
+        state = EntityState(view)
+        state.update(key, time_ms, {value: np.zeros(1) for value in view.values})
+        if view.needs_labels:
+            state.add_labels(key, time_ms, np.zeros(1))
+    SeenIds(task.serving.dedup_ms).check_and_add(key, time_ms)
+    live.load()
+    live.score(np.zeros((1, len(task.numbers)), np.float32), np.zeros((1, len(task.categories)), np.int64))
+
+
 class ServeStep:
     """One partition of one stage; the `Step` that `partitions.Partitions` drives."""
 
@@ -101,6 +116,7 @@ class ServeStep:
         self._encoder = msgspec.json.Encoder()
 
     async def open(self) -> Mapping[TP, int]:
+        """See Step."""
         committed = await self._committer.open(self._sources)
         start = [0] * len(self._sources)
         found = self._snapshots.newest([committed[tp] for tp in self._sources])
@@ -117,6 +133,7 @@ class ServeStep:
         return committed
 
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """See Step."""
         outputs = Outputs()
         folded: Folded | None = None
         for tp, batch in records.items():
@@ -214,6 +231,7 @@ class ServeStep:
             self._context.metrics.count("snapshots_failed_total")
 
     async def close(self, *, final: bool) -> None:
+        """See Step."""
         if final and self._offsets:
             self._save([self._offsets[tp] for tp in self._sources], self._stage.snapshot())
         await self._committer.close()

@@ -83,10 +83,12 @@ class ExactlyOnce:
         )
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
+        """See Committer."""
         await self._producer.start()  # 1
         return await committed_offsets(self._kafka, self._group, sources)  # 2
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+        """See Committer."""
         producer = self._producer
         await producer.begin_transaction()
         await _send(producer, outputs)  # 4
@@ -95,6 +97,7 @@ class ExactlyOnce:
         await producer.commit_transaction()  # 6
 
     async def close(self) -> None:
+        """See Committer."""
         await self._producer.stop()
 
 
@@ -114,10 +117,12 @@ class AtLeastOnce:
         self._committing: asyncio.Task[None] | None = None
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
+        """See Committer."""
         await self._producer.start()
         return await committed_offsets(self._kafka, self._group, sources)
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+        """See Committer."""
         await _send(self._producer, outputs)
         self._offsets |= offsets
         if self._committing is None or self._committing.done():
@@ -130,6 +135,7 @@ class AtLeastOnce:
         await self._consumer._commit(dict(self._offsets))
 
     async def close(self) -> None:
+        """See Committer."""
         if self._committing is not None:
             self._committing.cancel()
         await self._producer.stop()
@@ -142,14 +148,17 @@ class OffsetsOnly:
         self._kafka, self._group, self._consumer = kafka, group, consumer
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
+        """See Committer."""
         return await committed_offsets(self._kafka, self._group, sources)
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+        """See Committer."""
         if outputs.records:
             raise ValueError("this step has no producer to write outputs with")
         await self._consumer._commit(dict(offsets))
 
     async def close(self) -> None:
+        """See Committer."""
         return None
 
 

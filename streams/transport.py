@@ -115,7 +115,7 @@ class BatchConsumer(driver.Consumer):
             last.timestamp_type,
             last.headers,
             None,
-            fetch,
+            fetch,  # type: ignore[arg-type]
             None,
             0,
             0,

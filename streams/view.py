@@ -63,10 +63,9 @@ class View:
         if not self._drift_told and self._drift_ms and reached and reached >= self._drift_ms:
             self._drift_told = True
             self._console.print(f"[yellow]drift[/]     {_clock(self._drift_ms)}  the stream changes now")
-        notes = sorted([*watch.alerts, *watch.decisions], key=lambda note: note["created_at"])
-        for note in notes[self._told :]:
+        for note in watch.notes[self._told :]:
             self._console.print(_note(note))
-        self._told = max(self._told, len(notes))
+        self._told = len(watch.notes)
 
     def _line(self, watch: Watch, progress: Progress | None) -> str:
         sent = progress.events if progress else 0
@@ -112,10 +111,11 @@ class View:
 def _note(note: dict[str, Any]) -> Text:
     if "alert_id" in note:
         return Text.assemble(("alert     ", "red"), f"{_clock(note['event_time'])}  {note['message']}")
+    reason = note["reason"]
+    if not reason.startswith(note["lineage"]):
+        reason = f"{note['lineage']}: {reason}"
     style = {"promote": "bold green", "start": "cyan"}.get(note["action"], "dim")
-    return Text.assemble(
-        (f"{note['action']:<9} ", style), f"{_clock(note['event_time'])}  {note['lineage']}: {note['reason']}"
-    )
+    return Text.assemble((f"{note['action']:<9} ", style), f"{_clock(note['event_time'])}  {reason}")
 
 
 def _clock(event_ms: int) -> str:

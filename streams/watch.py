@@ -29,6 +29,7 @@ class Watch:
         self.dead_letters = 0
         self.alerts: list[dict[str, Any]] = []
         self.decisions: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []  # both, in the order they came
         self.metrics: dict[str, list[dict[str, Any]]] = {}
         self.version = "—"
         self.refreshes = 0
@@ -38,8 +39,8 @@ class Watch:
         self._handlers = {
             t.predictions: self._prediction,
             t.dead_letters: self._dead_letter,
-            t.drift_alerts: lambda r: self.alerts.append(json.loads(r.value)),
-            t.audit: lambda r: self.decisions.append(json.loads(r.value)),
+            t.drift_alerts: lambda r: self._note(r, self.alerts),
+            t.audit: lambda r: self._note(r, self.decisions),
             t.metrics: self._metric,
             t.model_updates: self._update,
         }
@@ -105,6 +106,11 @@ class Watch:
 
     def _dead_letter(self, _: Any) -> None:
         self.dead_letters += 1
+
+    def _note(self, record: Any, kept: list[dict[str, Any]]) -> None:
+        note = json.loads(record.value)
+        kept.append(note)
+        self.notes.append(note)
 
     def _metric(self, record: Any) -> None:
         row = json.loads(record.value)

@@ -1,0 +1,121 @@
+"""Real servers for the tests: one broker, one Redis, one ClickHouse a session, each started when first asked for.
+
+What is not installed skips the tests that need it, with the reason.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.embedded import EmbeddedKafka
+from infra.ports import free_port, is_listening
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_CLICKHOUSE = """<yandex>
+<logger><level>warning</level><log>{home}/server.log</log><errorlog>{home}/error.log</errorlog></logger>
+<listen_host>127.0.0.1</listen_host><tcp_port>{tcp}</tcp_port><http_port>{http}</http_port>
+<path>{home}/data/</path><tmp_path>{home}/tmp/</tmp_path><user_files_path>{home}/files/</user_files_path>
+<mark_cache_size>67108864</mark_cache_size><users_config>config.xml</users_config>
+<default_profile>default</default_profile><default_database>default</default_database>
+<profiles><default></default></profiles><quotas><default></default></quotas>
+<users><default><password></password><networks><ip>127.0.0.1</ip></networks>
+<profile>default</profile><quota>default</quota></default></users>
+</yandex>
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that listens on `address`, "host:port"."""
+
+    address: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Torch takes every core by default, from the servers and from the tests that run beside it."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
+    """A real Kafka for the whole session; tests use topics and task names of their own."""
+    with EmbeddedKafka(tmp_path_factory.mktemp("kafka")) as kafka:
+        yield kafka
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Redis without persistence."""
+    home, port = tmp_path_factory.mktemp("redis"), free_port()
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(home),
+    ]
+    with _running([_program("redis-server"), *options], home / "redis.log", lambda: is_listening(port)):
+        yield Server(f"127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="session")
+def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real ClickHouse (Debian's 18.16 or newer), run without privileges from one small file."""
+    program = _program("clickhouse-server")
+    home, tcp, http = tmp_path_factory.mktemp("clickhouse"), free_port(), free_port()
+    config = home / "config.xml"
+    config.write_text(_CLICKHOUSE.format(home=home, tcp=tcp, http=http))
+    with _running([program, f"--config-file={config}"], home / "console.log", lambda: is_listening(tcp)):
+        yield f"clickhouse://127.0.0.1:{tcp}/default"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data, which is not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real data: {SHARED_DATA} is missing")
+    return SHARED_DATA
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@contextmanager
+def _running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterator[None]:
+    """Run a server until the body ends; fails with its log when it does not come up."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=log.parent, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 60
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{command[0]} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

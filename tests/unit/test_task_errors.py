@@ -362,15 +362,6 @@ def test_a_missing_table_comes_with_an_example(table: str) -> None:
     assert caught.value.fix.startswith(f"add it, for example: [{table}] with ")
 
 
-def test_a_model_needs_something_to_look_at() -> None:
-    with pytest.raises(UserError) as caught:
-        parse(SMALLEST[: SMALLEST.index("[[features]]")])
-    assert str(caught.value) == (
-        "my.toml:3: the model has nothing to look at: no field, no feature, no calendar\n"
-        "  fix: declare a field under [event.fields], or add [[features]]"
-    )
-
-
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for given_name, expected in [
         (

@@ -1,11 +1,13 @@
 """Where a key of a task file stands, and that any junk is a task or a message, never anything else."""
 
+import re
 import string
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,3 +176,12 @@ def test_junk_is_a_task_or_a_user_error(data: dict[str, Any]) -> None:
 def test_nesting_beyond_reason_is_a_user_error() -> None:
     with pytest.raises(UserError, match="nested too deeply"):
         parse("a = " + "[" * 100_000 + "]" * 100_000)
+
+
+def test_a_model_needs_something_to_look_at() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(SMALLEST[: SMALLEST.index("[[features]]")])
+    assert str(caught.value) == (
+        "my.toml:3: the model has nothing to look at: no field, no feature, no calendar\n"
+        "  fix: declare a field under [event.fields], or add [[features]]"
+    )

@@ -212,7 +212,7 @@ def time_parser(time_format: str) -> Callable[[Any], int]:
         return lambda value: round(value * 1000)
     if time_format == "iso8601":
         return lambda value: _epoch_ms(datetime.fromisoformat(value))
-    return lambda value: _epoch_ms(datetime.strptime(value, time_format))
+    return lambda value: _epoch_ms(datetime.strptime(value, time_format))  # noqa: DTZ007 no zone means UTC
 
 
 def _epoch_ms(moment: datetime) -> int:

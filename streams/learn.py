@@ -4,7 +4,7 @@ The learner is a log reader with hand-assigned partitions; its positions live in
 they led to, so every example is learned from exactly once in the history that survives. One round:
 
 1. poll labelled rows; cut them into batches of the model's batch size;
-2. every arm scores a batch before any arm learns it (`learners.arena`); alerts, decisions and metrics go to their topics;
+2. every arm scores a batch before any arm learns it (`learners.arena`); what comes of it goes to its topics;
 3. a promotion publishes the new champion whole (a swap);
 4. about every second, the rows and layers that changed go out (a refresh);
 5. about every ten seconds, a checkpoint: everything the arena holds and the positions, manifest last; and a whole model

@@ -91,8 +91,8 @@ def _run_alone(
         task, replace(cluster.settings), facts, out, drift_ms=None, title=f"Driftline: {task.name}"
     )
     console.print(
-        f"\n{facts['predictions']:,} predictions for {facts['events']:,} events, {facts['dead_letters']:,} dead letters; "
-        f"{facts['alerts']} drift alerts, {facts['swaps']} swaps"
+        f"\n{facts['predictions']:,} predictions for {facts['events']:,} events, "
+        f"{facts['dead_letters']:,} dead letters; {facts['alerts']} drift alerts, {facts['swaps']} swaps"
     )
     served = watch.latest("served")
     if served and served[task.metric] is not None:

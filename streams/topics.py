@@ -26,10 +26,12 @@ class Topics:
 
     @property
     def events(self) -> str:
+        """Events from producers, keyed by the key's entity."""
         return f"{self.task}.events"
 
     @property
     def labels(self) -> str:
+        """Labels from producers."""
         return f"{self.task}.labels"
 
     @property
@@ -39,30 +41,37 @@ class Topics:
 
     @property
     def labelled(self) -> str:
+        """Examples with their labels: the learner's only input."""
         return f"{self.task}.labelled"
 
     @property
     def predictions(self) -> str:
+        """The answers."""
         return f"{self.task}.predictions"
 
     @property
     def model_updates(self) -> str:
+        """Refreshes and swaps, from the learner to serving."""
         return f"{self.task}.model-updates"
 
     @property
     def drift_alerts(self) -> str:
+        """Alarms of the detectors."""
         return f"{self.task}.drift-alerts"
 
     @property
     def audit(self) -> str:
+        """Decisions about models, with their evidence."""
         return f"{self.task}.audit"
 
     @property
     def metrics(self) -> str:
+        """Evaluations of every arm."""
         return f"{self.task}.metrics"
 
     @property
     def dead_letters(self) -> str:
+        """Records that could not be used, as they came."""
         return f"{self.task}.dead-letters"
 
     def stage(self, index: int) -> str:

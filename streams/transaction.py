@@ -13,8 +13,8 @@ Exactly once (`ExactlyOnce`). The order, with the same numbers in the code:
 Any error ends the process; its successor starts at 1. (Kafka KIP-98; the producer's id is the input partition, as in
 Kafka Streams before KIP-447.)
 
-At least once (`AtLeastOnce`) writes first and commits offsets afterwards and less often: lower latency, and after a crash
-the events since the last commit are predicted again.
+At least once (`AtLeastOnce`) writes first and commits offsets afterwards and less often: lower latency, and after a
+crash the events since the last commit are predicted again.
 """
 
 import asyncio

@@ -43,7 +43,8 @@ def how_to_use(task: Task, settings: Settings) -> str:
     key = str(sample_event(task)[task.event.key])
     kafka = settings.kafka
     return f"""
-ready. Send JSON events to {topics.events} and labels to {topics.labels} on {kafka}; predictions come on {topics.predictions}.
+ready. Kafka is on {kafka}.
+Send JSON events to {topics.events} and labels to {topics.labels}; predictions come on {topics.predictions}.
 
 with kcat:
   echo '{key}|{event}' | kcat -P -b {kafka} -t {topics.events} -K '|'

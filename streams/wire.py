@@ -283,7 +283,8 @@ def _matrix(batch: pa.RecordBatch, name: str, n: int) -> NDArray[Any]:
 
 
 def _numpy(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    return batch.column(name).to_numpy(zero_copy_only=True)
+    array: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
+    return array
 
 
 def _constant(text: str, n: int) -> pa.Array:
@@ -295,7 +296,8 @@ def _write(columns: dict[str, pa.Array]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _read(data: bytes) -> pa.RecordBatch:

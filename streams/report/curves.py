@@ -93,7 +93,8 @@ def _marks(history: History, frame: Frame, bottom: float) -> list[str]:
     marks = [(swap.event_ms, "swap", f"swap to {swap.row['lineage']}") for swap in history.swaps]
     if history.drift_ms is not None:
         marks.append((history.drift_ms, "drift", "drift" if frame.narrow else "drift injected"))
-    parts, taken = [], []
+    parts: list[str] = []
+    taken: list[tuple[float, float]] = []
     for ms, kind, text in sorted(marks, key=lambda mark: mark[1]):  # the drift's name has the first choice
         parts.append(marker_line(frame, ms, f"{kind}-line", bottom))
         x, long = frame.x(ms), 7.0 * len(text)

@@ -149,15 +149,15 @@ def heat_chart(history: History, width: int) -> str:
         )
         parts.append(tag("g", tag("title", escape(column)), label(left - 6, y + 15, short, "tick", "end")))
         parts.append(label(frame.right + 6, y + 15, f"{worst[column]:.2f}", "tick"))
-    for (row, at), value in cells.items():
-        when = moment(int(frame.x0 + (at + 0.5) / count * (frame.x1 - frame.x0)))
+    for (row, slot), value in cells.items():
+        when = moment(int(frame.x0 + (slot + 0.5) / count * (frame.x1 - frame.x0)))
         name = tag("title", escape(f"{columns[row]}: PSI {number(value)} around {when}"))
         y = frame.top + row * HEAT_ROW + 2
         parts.append(
             tag(
                 "rect",
                 name,
-                x=left + at * step,
+                x=left + slot * step,
                 y=y,
                 width=step - 0.6,
                 height=HEAT_ROW - 4,

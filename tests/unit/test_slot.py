@@ -190,7 +190,7 @@ def signed(meta: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]
     return meta | {"sha256": hashlib.sha256(payload).hexdigest()}, payload
 
 
-def retouched(change: Callable[[dict[str, torch.Tensor]], None]) -> Damage:
+def retouched(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
     def damage(meta: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
         tensors = tensors_from_bytes(payload)
         change(tensors)

@@ -1,0 +1,227 @@
+"""Runs of the real command for the tests: start it, read what it says, find its processes, end it in every way.
+
+A process belongs to a run when its environment names the run's data folder; the roles, their guards and the embedded
+Kafka all inherit that.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import psutil
+
+from infra.kafka import Record, committed_offsets, end_offsets, group_ready, read_all
+from streams.task import Task, load_task
+from streams.topics import Topics
+
+ROOT = Path(__file__).parents[2]
+DRIFTLINE = Path(sys.executable).with_name("driftline")
+PATIENCE_S = 180.0  # for anything that a busy machine may take long for; nothing here measures time
+_TAIL = 60
+
+
+def environment(data: Path, **more: str) -> dict[str, str]:
+    """This process's environment without any setting of ours, then `data` and `more`.
+
+    Children may write compiled files: without them every start compiles thousands of modules again.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {**ours, "DRIFTLINE_DATA": str(data), "DRIFTLINE_PARTITIONS": "2", "COLUMNS": "200"} | more
+
+
+def driftline(data: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command that ends by itself and return what it said."""
+    return subprocess.run(
+        [str(DRIFTLINE), *arguments],
+        env=environment(data, **more),
+        cwd=data.parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """Wait until `condition()` is true and return its value; AssertionError that says what did not come."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}; the last look gave {value!r}"
+        time.sleep(0.2)
+    return value
+
+
+class Run:
+    """One long-running command on a data folder; its output is in `<data>.out`."""
+
+    def __init__(self, data: Path, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.data, self.output_path = data, data.with_name(data.name + ".out")
+        self._out: IO[bytes] = self.output_path.open("ab")
+        self._said = self.output_path.stat().st_size
+        self.process = subprocess.Popen(
+            list(command), env=dict(env), cwd=data.parent, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._out
+        )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        """What this run has said so far."""
+        return self.output_path.read_bytes()[self._said :].decode(errors="replace")
+
+    def wait_for(self, text: str) -> "Run":
+        """Wait until it has said `text`; fails when it ends before."""
+        ended = self.process.poll
+        until(lambda: text in self.output or ended() is not None, f"{text!r} in the output:\n{self.output}")
+        assert text in self.output, f"ended with exit code {ended()} and without {text!r}:\n{self.output}"
+        return self
+
+    @property
+    def kafka(self) -> str:
+        """Address of the Kafka that `driftline up` told."""
+        return re.findall(r"on (127\.0\.0\.1:\d+); predictions", self.output)[-1]
+
+    def role_pid(self, role: str) -> int:
+        """Process id of the role's worker itself, not of its guard; waits for one."""
+        wanted = ["-m", "streams.cli", role]
+
+        def found() -> int:
+            return next((pid for pid, line in processes(self.data).items() if line[1:4] == wanted), 0)
+
+        return int(until(found, f"a {role} process"))
+
+    def kill_role(self, role: str) -> int:
+        """End the role's worker as a crash would, and return its process id."""
+        pid = self.role_pid(role)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Send a signal and wait for the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait for the exit code."""
+        return self.process.wait(timeout_s)
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._out.close()
+        try:
+            until(lambda: not processes(self.data), "its processes to end", 30.0)
+        except AssertionError:
+            for pid in processes(self.data):
+                with _gone_is_fine():
+                    os.kill(pid, signal.SIGKILL)
+            raise
+
+    def tails(self) -> Iterator[tuple[str, str]]:
+        """(name, last lines) of its output and of every log under its folder."""
+        for path in [self.output_path, *sorted(self.data.rglob("*.log"))]:
+            lines = path.read_bytes().decode(errors="replace").splitlines()
+            yield path.name, "\n".join(lines[-_TAIL:])
+
+
+@contextmanager
+def running(data: Path, *arguments: str, **more: str) -> Iterator[Run]:
+    """`driftline ARGUMENTS` for as long as the body runs. What goes wrong in the body is raised with the logs."""
+    yield from _run(Run(data, [str(DRIFTLINE), *arguments], environment(data, **more)))
+
+
+@contextmanager
+def running_command(data: Path, command: Sequence[str], **more: str) -> Iterator[Run]:
+    """Any other command, like `running`."""
+    yield from _run(Run(data, command, environment(data, **more)))
+
+
+def _run(run: Run) -> Iterator[Run]:
+    try:
+        yield run
+    except BaseException as error:
+        for name, text in run.tails():
+            error.add_note(f"--- the end of {name}\n{text}")
+        raise
+    finally:
+        run.close()
+
+
+def processes(data: Path) -> dict[int, list[str]]:
+    """Command lines by id of all processes whose environment names `data` (this one's children and theirs)."""
+    found = {}
+    for process in psutil.process_iter():
+        with _gone_is_fine():
+            if process.pid != os.getpid() and process.environ().get("DRIFTLINE_DATA") == str(data):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = process.cmdline()
+    return found
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except (psutil.Error, ProcessLookupError):
+        return
+
+
+def own_task(folder: Path, name: str, *, serving: str = "") -> Task:
+    """The built-in clicks under another name, in a file of its own; `serving` are lines of its [serving] table."""
+    text = load_task("clicks").text.replace('name = "clicks"', f'name = "{name}"')
+    path = folder / f"{name}.toml"
+    path.write_text(f"{text}\n[serving]\n{serving}\n" if serving else text)
+    return load_task(str(path))
+
+
+def values(kafka: str, topic: str) -> list[Any]:
+    """Every committed record's JSON value."""
+    return [msgspec.json.decode(record.value or b"null") for record in read_all(kafka, topic)]
+
+
+def letters(kafka: str, task: str) -> list[tuple[Record, dict[str, str]]]:
+    """Every dead letter with its headers."""
+    return [
+        (record, {name: value.decode() for name, value in record.headers})
+        for record in read_all(kafka, f"{task}.dead-letters")
+    ]
+
+
+def await_serving(kafka: str, task: Task) -> None:
+    """Wait until the task's serve workers have their partitions."""
+    until(lambda: group_ready(kafka, f"driftline-{task.name}-serve"), "serve workers with partitions")
+
+
+def await_consumed(kafka: str, task: Task, group: str, topic: str) -> None:
+    """Wait until `group` has committed everything that lies in `topic`, whose records come without transactions."""
+    name, ends = f"driftline-{task.name}-{group}", end_offsets(kafka, topic)
+    wanted = {partition: end for partition, end in ends.items() if end}
+
+    def behind() -> dict[int, int]:
+        done = committed_offsets(kafka, name, topic)
+        return {p: end - done.get(p, 0) for p, end in wanted.items() if done.get(p, 0) < end}
+
+    until(lambda: not behind(), f"{name} to commit all of {topic}")
+
+
+def await_predictions(kafka: str, task: Task, wanted: set[str]) -> list[dict[str, Any]]:
+    """Wait until every wanted event id has a prediction and the events are committed; all predictions there are."""
+    topics = Topics.of(task)
+
+    def missing() -> set[str]:
+        return wanted - {row["event_id"] for row in values(kafka, topics.predictions)}
+
+    until(lambda: not missing(), f"{len(wanted)} predictions")
+    await_consumed(kafka, task, "serve", topics.events)
+    return values(kafka, topics.predictions)

@@ -128,6 +128,15 @@ _ALL = (
         Float64: auc average_precision log_loss ece""",
     ),
     _table(
+        "feature_drift",
+        key="task event_ms subject",
+        newest="created_ms",
+        columns="""
+        String: task subject
+        Float64: psi
+        Int64: event_ms created_ms""",
+    ),
+    _table(
         "dead_letters",
         key="task topic partition offset",
         newest="created_ms",

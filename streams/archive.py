@@ -43,6 +43,7 @@ DECISIONS = (
 METRICS = (
     "task", "arm", "lineage", "event_ms", "created_ms", "n", "positives", "auc", "average_precision", "log_loss", "ece",
 )  # fmt: skip
+FEATURE_DRIFT = ("task", "subject", "psi", "event_ms", "created_ms")
 DEAD_LETTERS = ("task", "topic", "partition", "offset", "reason", "bytes_len", "sha256", "created_ms")
 
 
@@ -98,6 +99,12 @@ def metric_rows(record: Any) -> list[Row]:
     return [tuple(m[_JSON_NAMES.get(name, name)] for name in METRICS)]
 
 
+def feature_drift_rows(record: Any) -> list[Row]:
+    """The columns' stability indices of one moment as rows of `feature_drift`."""
+    d = json.loads(record.value)
+    return [(d["task"], name, psi, d["event_time"], d["created_at"]) for name, psi in d["psi"].items()]
+
+
 def dead_letter_rows(record: Any) -> list[Row]:
     """One dead letter as a row of `dead_letters`: its place, reason, size and hash, never its bytes."""
     h = {name: value.decode(errors="replace") for name, value in record.headers}
@@ -120,6 +127,7 @@ def sources(task: Task) -> dict[str, tuple[str, tuple[str, ...], Callable[[Any],
         topics.drift_alerts: ("alerts", ALERTS, alert_rows),
         topics.audit: ("decisions", DECISIONS, decision_rows),
         topics.metrics: ("metrics", METRICS, metric_rows),
+        topics.feature_drift: ("feature_drift", FEATURE_DRIFT, feature_drift_rows),
         topics.dead_letters: ("dead_letters", DEAD_LETTERS, dead_letter_rows),
     }
 

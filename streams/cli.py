@@ -225,7 +225,7 @@ def report(
     try:
         summary = write_report(
             history, loaded.name, loaded.metric, out / "report.html", title=f"Driftline: {loaded.name}", facts={},
-            drift_ms=None, feature_drift=None,
+            drift_ms=None,
         )  # fmt: skip
     finally:
         history.close()

@@ -78,6 +78,7 @@ class Learner:
         self._consumer = make_consumer(settings.kafka, max_poll_records=64)
         self._update_offset = -1  # of the newest update that this learner published
         self._metrics = Metrics()
+        self._psi: dict[str, float] = {}
         self._stop = False
 
     def stop(self) -> None:
@@ -98,6 +99,7 @@ class Learner:
             while not self._stop:
                 for batch in self._poll():  # 1
                     self._handle(self._arena.observe(batch, created_ms=now_ms()))  # 2, 3
+                    self._tell_feature_drift()
                 now = now_ms()
                 if self._arena.champion.unsent and refresh.due(now):
                     self._publish_refresh()  # 4
@@ -170,6 +172,16 @@ class Learner:
         record = {names.get(name, name): value for name, value in asdict(event).items()}
         record = {"task": self._task.name, "created_at": now_ms()} | record
         self._producer.send(topic, value=self._encode(record), key=self._task.name.encode())
+
+    def _tell_feature_drift(self) -> None:
+        """Send how far each column has moved, whenever a new window was compared."""
+        psi = self._arena.psi()
+        if psi == self._psi:
+            return
+        self._psi = psi
+        times = {"event_time": self._event_ms, "created_at": now_ms()}
+        value = self._encode({"task": self._task.name, **times, "psi": psi})
+        self._producer.send(self._topics.feature_drift, value=value, key=self._task.name.encode())
 
     def _record_lineage(self, name: str, parent: str | None, why: str, event_ms: int) -> None:
         config = self._arena.config_of(name)

@@ -124,7 +124,6 @@ def write_run_report(
             title=title,
             facts=dict(facts),
             drift_ms=drift_ms,
-            feature_drift=None,
         )
     finally:
         archive.close()

@@ -70,6 +70,11 @@ class Topics:
         return f"{self.task}.metrics"
 
     @property
+    def feature_drift(self) -> str:
+        """How far each watched column has moved."""
+        return f"{self.task}.feature-drift"
+
+    @property
     def dead_letters(self) -> str:
         """Records that could not be used, as they came."""
         return f"{self.task}.dead-letters"
@@ -90,5 +95,7 @@ class Topics:
         wide += [self.feedback(entity) for entity in self.feedback_entities]
         layout = dict.fromkeys(wide, (partitions, big))
         layout[self.model_updates] = (1, big | {"retention.ms": str(_HOUR_MS)})
-        layout |= {name: (1, {}) for name in (self.drift_alerts, self.audit, self.metrics)}
+        layout |= {
+            name: (1, {}) for name in (self.drift_alerts, self.audit, self.metrics, self.feature_drift)
+        }
         return layout

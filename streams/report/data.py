@@ -5,7 +5,7 @@ Everything that grows with the number of events is counted by ClickHouse; only w
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,6 @@ class History:
     histogram: list[tuple[float, float, int]] = field(default_factory=list)  # (from ms, to ms, events)
     rate: list[tuple[float, float, float]] = field(default_factory=list)  # (seconds, received/s, predicted/s)
     psi: list[tuple[int, str, float]] = field(default_factory=list)
-    psi_from_alerts: bool = False
     span: tuple[int, int] | None = None  # of event time, ms
     until: dict[str, int] = field(default_factory=dict)  # "alert", "swap" → events from the change to it
 
@@ -124,9 +123,8 @@ def read_history(
     task: str,
     metric: str,
     drift_ms: int | None,
-    psi: Iterable[tuple[int, str, float]] | None,
 ) -> History:
-    """The history of one task. `psi` rows are (event time ms, column, PSI); None takes them from the alerts."""
+    """The history of one task."""
     history = History(task, metric, drift_ms)
     where = f"FINAL WHERE task = {literal(task)}"
     _read_curves(archive, history, where)
@@ -137,11 +135,10 @@ def read_history(
         _read_serving(archive, history, where)
         _read_until(archive, history, where)
     _read_lineages(archive, history, where)
-    if psi is None:
-        history.psi_from_alerts = True
-        alerts = (entry.row for entry in history.alerts if entry.row["level"] != "loss")
-        psi = ((row["event_ms"], row["subject"], row["strength"]) for row in alerts)
-    history.psi = [(int(ms), str(column), float(value)) for ms, column, value in psi]
+    rows = archive.query(
+        f"SELECT event_ms, subject, psi FROM feature_drift {where} ORDER BY event_ms, subject"
+    )
+    history.psi = [(int(ms), str(column), float(value)) for ms, column, value in rows]
     return history
 
 

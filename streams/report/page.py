@@ -4,7 +4,7 @@ What is missing is said, never drawn as if it were there.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,18 @@ def write_report(
     title: str,
     facts: Mapping[str, Any],
     drift_ms: int | None = None,
-    feature_drift: Iterable[tuple[int, str, float]] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a task's history to `path`, whole or not at all; returns the figures of `summary`.
 
     `metric` is auc, average_precision, log_loss or ece. `facts` are what the caller knows better than the
     archive (predictions and doubled as seen in Kafka, accepted) or wants shown beside (seed, machine, …).
-    `drift_ms` is the event time of an injected drift. `feature_drift` rows are (event time ms, column, PSI);
-    without them the alerts on inputs stand in. Raises UserError when the archive fails, OSError when the file
+    `drift_ms` is the event time of an injected drift. Raises UserError when the archive fails, OSError when the file
     cannot be written, ValueError for an unknown metric.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: one of {', '.join(METRICS)}")
     create_tables(archive)  # an archive that nobody wrote to yet is empty, not broken
-    history = read_history(archive, task_name, metric, drift_ms, feature_drift)
+    history = read_history(archive, task_name, metric, drift_ms)
     figures = summary(history, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
@@ -195,6 +193,5 @@ def _heat(history: History) -> str:
         patch = tag("rect", width=34, height=12, class_=f"heat{level}")
         keys.append(tag("li", tag("svg", patch, viewBox="0 0 34 12", aria_hidden="true"), escape(text)))
     note = "Population stability index (PSI) of each column against its recent past; what moved most comes first."
-    note += " Only alerts were kept of this run, so only what raised one is shown." * history.psi_from_alerts
     chart = both(lambda width: heat_chart(history, width))
     return section("What moved in the inputs", tag("ul", *keys, class_="legend"), chart, note=note)

@@ -52,12 +52,14 @@ def driftline(data: Path, *arguments: str, **more: str) -> "subprocess.Completed
     )
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+def until(
+    condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.2
+) -> Any:
     """Wait until `condition()` is true and return its value; AssertionError that says what did not come."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}; the last look gave {value!r}"
-        time.sleep(0.2)
+        time.sleep(every_s)
     return value
 
 
@@ -222,6 +224,6 @@ def await_predictions(kafka: str, task: Task, wanted: set[str]) -> list[dict[str
     def missing() -> set[str]:
         return wanted - {row["event_id"] for row in values(kafka, topics.predictions)}
 
-    until(lambda: not missing(), f"{len(wanted)} predictions")
+    until(lambda: not missing(), f"{len(wanted)} predictions", every_s=1.0)
     await_consumed(kafka, task, "serve", topics.events)
     return values(kafka, topics.predictions)

@@ -11,6 +11,7 @@ import fsspec
 from infra.errors import UserError
 
 DRAFT = ".draft-"  # names that start so are half-written files of a process that may have died
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # a folder on the way is no blob either
 
 
 class BlobMissing(KeyError):
@@ -31,8 +32,8 @@ class Blobs:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._fs: Any
         try:
-            self._fs: Any
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(
@@ -40,12 +41,14 @@ class Blobs:
                 'use "file:///FOLDER", or install the fsspec package for that kind of store',
             ) from error
         self._root = root.rstrip("/")
-        self._local = "file" in (
-            self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
-        )
+        protocol = self._fs.protocol
+        self._local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def put(self, name: str, data: bytes) -> None:
-        """Store `data` under `name`, replacing what was there, durably before this returns."""
+        """Store `data` under `name`, replacing what was there, durably before this returns.
+
+        Raises OSError when the store refuses, a full disk for one; what was there is then still there.
+        """
         path = self._path(name)
         if self._local:
             _put_file(Path(path), data)
@@ -57,7 +60,7 @@ class Blobs:
         """The bytes under `name`; raises BlobMissing."""
         try:
             return bytes(self._fs.cat_file(self._path(name)))
-        except FileNotFoundError:
+        except _MISSING:
             raise BlobMissing(name) from None
 
     def list(self, prefix: str = "") -> list[str]:
@@ -73,7 +76,7 @@ class Blobs:
 
     def delete(self, name: str) -> None:
         """Remove `name`; not an error when it is gone already."""
-        with suppress(FileNotFoundError):
+        with suppress(*_MISSING):
             self._fs.rm_file(self._path(name))
 
     def uri(self, name: str) -> str:

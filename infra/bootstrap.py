@@ -178,6 +178,10 @@ def main() -> int:
     except SetupError as error:
         print(f"Set-up stopped: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # no right to write here, no space left
+        fix = advice(str(error)) or "make sure that this user may write there"
+        print(f"Set-up stopped: {error}\n  fix: {fix}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nSet-up stopped; run make again to go on.", file=sys.stderr)
         return 1

@@ -4,7 +4,5 @@ import time
 
 
 def now_ms() -> int:
-    """Wall-clock time: int milliseconds since the Unix epoch, UTC. It may jump; use it for stamps, not for
-    waiting.
-    """
+    """Wall-clock time: int milliseconds since the Unix epoch, UTC. It may jump: for stamps, not for waiting."""
     return time.time_ns() // 1_000_000

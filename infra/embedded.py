@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Self
 
 from infra import jars
+from infra.disk import usable
 from infra.errors import UserError
-from infra.guard import Guarded
+from infra.guard import GRACE_S, Guarded
 from infra.java import find_java
 from infra.kafka import MAX_MESSAGE_BYTES, wait_ready
 from infra.ports import HOST, free_port, is_listening
@@ -26,8 +27,15 @@ from infra.settings import KafkaTools, kafka_tools
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-LOCK_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = GRACE_S + 2.0  # the guard of an owner that was killed gives its broker GRACE_S to end
 QUOTED_LINES = 8
+
+# What the broker's log says when it fails, and what to do about it; else the log itself is the advice.
+FIXES = {
+    "No space left on device": "free some space, or choose another data folder",
+    "OutOfMemoryError": "give the machine more memory, or stop other programs",
+    "insufficient memory": "give the machine more memory, or stop other programs",
+}
 
 # Paths are relative to the broker's working folder, so that no character of HOME needs escaping.
 PROPERTIES = """\
@@ -97,6 +105,7 @@ class EmbeddedKafka:
         self._asked = port
         self._port = 0
         self._process: Guarded | None = None
+        self._logged = 0  # size of the log file when the present broker was started
 
     @property
     def address(self) -> str:
@@ -114,19 +123,27 @@ class EmbeddedKafka:
         """Start the broker, wait until it takes requests and return its address. Raises UserError."""
         if self.pid is not None:
             return self.address
+        self.stop()  # one that has ended by itself still holds a pipe
         jars_path = jars.classpath(self._tools, self._progress)
         java = [find_java(self._tools), *_java_options(self._heap_mb), "-cp", jars_path]
-        (self.home / "tmp").mkdir(parents=True, exist_ok=True)
         known = self._asked or self._port  # clients of a broker that ran before know its port
-        ports = [known] if known else [self._last_port(), free_port(), free_port()]
-        for port in ports:
-            with suppress(_PortTakenError):
-                self._start(java, port)
-                return self.address
+        with usable(self.home, "choose another data folder"):
+            (self.home / "tmp").mkdir(parents=True, exist_ok=True)
+            # A known port is tried again too: the one that was taken may have been the controller's.
+            ports = [known, known] if known else [self._last_port(), free_port(), free_port()]
+            for port in ports:
+                with suppress(_PortTakenError):
+                    self._start(java, port)
+                    return self.address
         raise UserError(
             f"port {ports[-1]} of {HOST}, where the embedded Kafka should listen, is in use",
             "stop the program that uses it, or choose another port",
         )
+
+    def check(self) -> None:
+        """Raise UserError with the broker's last words if it has ended by itself, for want of disk for one."""
+        if self._process and self._process.poll() is not None:
+            raise self._failure(f"ended with exit code {self._process.poll()}")
 
     def stop(self) -> None:
         """Shut the broker down cleanly; not an error when it does not run."""
@@ -174,14 +191,14 @@ class EmbeddedKafka:
             if is_listening(port):
                 raise _PortTakenError
             self._write_properties(port)
+            self._logged = self.log_path.stat().st_size if self.log_path.exists() else 0
             if not (self.home / "data" / "meta.properties").exists():
                 self._format(java)
-            written = self.log_path.stat().st_size if self.log_path.exists() else 0
             with self.log_path.open("ab") as log:
                 command = [*java, "kafka.Kafka", "server.properties"]
                 self._process = Guarded(command, os.environ, log, cwd=self.home, keep=[lock])
         try:
-            self._await(self._process, port, written)
+            self._await(self._process, port)
         except BaseException:
             self.stop()
             raise
@@ -204,21 +221,20 @@ class EmbeddedKafka:
     def _format(self, java: list[str]) -> None:
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "0")
         command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", "server.properties"]
-        written = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             done = subprocess.run(
                 command, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
             )
         if done.returncode != 0:
-            raise self._failure(f"could not format {self.home / 'data'}", written)
+            raise self._failure(f"could not format {self.home / 'data'}")
 
-    def _await(self, process: Guarded, port: int, written: int) -> None:
+    def _await(self, process: Guarded, port: int) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not is_listening(port):
             if process.poll() is not None:
-                raise self._failure(f"ended with exit code {process.poll()} while starting", written)
+                raise self._failure(f"ended with exit code {process.poll()} while starting")
             if time.monotonic() > deadline:
-                raise self._failure(f"does not listen after {START_TIMEOUT_S:g} s", written)
+                raise self._failure(f"does not listen after {START_TIMEOUT_S:g} s")
             time.sleep(0.05)
         cluster = wait_ready(f"{HOST}:{port}", max(1.0, deadline - time.monotonic()))
         if cluster != self._cluster_id():  # another server got hold of the port since we looked
@@ -228,13 +244,21 @@ class EmbeddedKafka:
         note = (self.home / "data" / "meta.properties").read_text()
         return next(line.partition("=")[2] for line in note.splitlines() if line.startswith("cluster.id="))
 
-    def _failure(self, what: str, written: int) -> UserError:
-        lines = self.log_path.read_bytes()[written:].decode(errors="replace").splitlines()
-        if any("Address already in use" in line for line in lines):
+    def _failure(self, what: str) -> UserError:
+        with self.log_path.open("rb") as log:
+            log.seek(self._logged)
+            text = log.read().decode(errors="replace")
+        if "Address already in use" in text:
             return _PortTakenError()
-        told = [line for line in lines if line.strip() and not line.startswith(("\t", "WARNING:"))]
+        told = [
+            line for line in text.splitlines() if line.strip() and not line.startswith(("\t", "WARNING:"))
+        ]
         quote = "\n".join(f"    {line[:300]}" for line in told[-QUOTED_LINES:])
-        return UserError(f"the embedded Kafka {what}; its last words:\n{quote}", f"see {self.log_path}")
+        fix = next((f"{fix}; " for words, fix in FIXES.items() if words in text), "")
+        return UserError(
+            f"the embedded Kafka {what}; its last words:\n{quote}",
+            f"{fix}see {self.log_path} for all of them",
+        )
 
 
 class _PortTakenError(UserError):

@@ -9,8 +9,7 @@ its exit code is passed on, 128+n for signal n.
     python -m infra.guard -- COMMAND ...        # for a person: ends when standard input ends
     Guarded([COMMAND, ...], env, log)           # for a program
 
-The guard is run by file name with `-I -S`, so this file imports the standard library only, and starts in ~20
-ms.
+The guard is run by file name with `-I -S`: this file imports the standard library only, and starts in 20 ms.
 """
 
 import ctypes
@@ -27,6 +26,7 @@ from typing import IO, NoReturn
 
 GRACE_S = 10.0
 PR_SET_PDEATHSIG = 1
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 NOT_STARTED = 127  # a shell's exit code for a command that cannot be run
 
 
@@ -107,7 +107,7 @@ def main(args: Sequence[str]) -> int:
     wake, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in WATCHED:
         signal.signal(number, lambda *_: None)  # the number arrives through the wake-up pipe
     report = int(options[1]) if options else -1
     if options:
@@ -130,20 +130,24 @@ def _split(args: Sequence[str]) -> tuple[list[str], bool, list[str]]:
 
 def _spawn(argv: Sequence[str]) -> int:
     guard = os.getpid()
+    # A signal that reaches the child while it still has the guard's handlers would be swallowed, so it waits.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     child = os.fork()
-    if child:
-        with suppress(OSError):  # here and in the child, so that no signal comes before there is a group
-            os.setpgid(child, child)
-        return child
-    _become(argv, guard)
+    if not child:
+        _become(argv, guard, mask)
+    with suppress(OSError):  # here and in the child, so that no signal comes before there is a group
+        os.setpgid(child, child)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return child
 
 
-def _become(argv: Sequence[str], guard: int) -> NoReturn:
+def _become(argv: Sequence[str], guard: int, mask: set[int | signal.Signals]) -> NoReturn:
     """In the forked child: tie its life to the guard's, then turn into the command."""
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in WATCHED:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.setpgid(0, 0)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from infra.disk import usable
 from infra.errors import UserError
 from infra.jar_pins import KAFKA, PINS
 from infra.settings import KafkaTools
 
 MAIN = "org.apache.kafka:kafka_2.13"
-# Kafka logs through slf4j, and its published jars bring no logger: we add one, in the version of Kafka's
-# slf4j.
+# Kafka logs through slf4j, and its published jars bring no logger: we add one, in the version of its slf4j.
 LOGGER = "org.slf4j:slf4j-simple"
 LOGGER_API = "slf4j-api"
 DOWNLOADS = 8
@@ -51,7 +51,8 @@ def classpath(tools: KafkaTools, progress: Progress | None = None) -> str:
     folder = cache_folder(tools)
     lacking = missing(tools)
     if lacking:
-        _download(lacking, folder, tools.repository, progress)
+        with usable(folder, "name another cache folder in XDG_CACHE_HOME"):
+            _download(lacking, folder, tools.repository, progress)
     return os.pathsep.join(str(folder / pin.file) for pin in ALL)
 
 
@@ -110,7 +111,7 @@ def _fetch(pin: Pin, folder: Path, draft: Path, repository: str) -> None:
     )
     try:
         path = context.create_dependency(pin.coordinate).artifact.resolve()
-    except (requests.RequestException, RuntimeError, OSError) as error:
+    except (requests.RequestException, RuntimeError) as error:  # RuntimeError: no repository has it
         raise _unreachable(pin, folder, repository, error) from error
     if hashlib.sha256(path.read_bytes()).hexdigest() != pin.sha256:
         raise UserError(

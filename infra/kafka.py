@@ -4,6 +4,7 @@ kafka-python's exceptions stay in here: the functions raise UserError, and whoev
 producer made here wraps its calls in `translated(address)`.
 """
 
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,15 +25,12 @@ from infra.errors import UserError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the largest record that any topic of ours carries: a whole model
 CONNECT_TIMEOUT_S = 15.0
-# A broker that restarts should be found again within a second; kafka-python's own back-off grows to half a
-# minute.
+# A broker that restarts should be found again within a second; kafka-python's own back-off grows to 30 s.
 CLIENT: Mapping[str, Any] = {"reconnect_backoff_max_ms": 1000}
 
 
 class Record(Protocol):
-    """What kafka-python's ConsumerRecord has; `timestamp` is int milliseconds, `headers` is a list of (name,
-    bytes).
-    """
+    """What kafka-python's ConsumerRecord has. `timestamp` is int milliseconds, `headers` are (name, bytes)."""
 
     topic: str
     partition: int
@@ -63,22 +61,51 @@ def translated(address: str) -> Iterator[None]:
         raise UserError(f"Kafka at {address} answers: {error}", "see the broker's log") from error
 
 
-def _servers(address: str) -> list[str]:
-    servers = address.split(",")
+def _servers(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> list[str]:
+    """The servers of `address`, once one of them accepts connections. Raises UserError.
+
+    kafka-python is given an address only then, because a client of it that cannot connect leaves its thread
+    and a socket for each attempt behind.
+    """
+    servers = [server.strip() for server in address.split(",")]
     for server in servers:
         host, _, port = server.rpartition(":")
-        if not host or not port.isdecimal() or "/" in host:
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
             raise UserError(
                 f"{server!r} is not an address of Kafka", "give it as HOST:PORT, such as localhost:9092"
             )
+    deadline = time.monotonic() + timeout_s
+    while error := _refusal(servers):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"Kafka at {address} does not answer: {error.strerror or error}",
+                "start it, or correct the address (host:port) that you gave",
+            ) from error
+        time.sleep(0.1)
     return servers
+
+
+def _refusal(servers: Sequence[str]) -> OSError | None:
+    """Why none of the servers accepts connections; None when one does."""
+    refusal = OSError("no address")
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            refusal = error
+        else:
+            return None
+    return refusal
 
 
 @contextmanager
 def _admin(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Iterator[Any]:
     with translated(address):
         admin = KafkaAdminClient(
-            bootstrap_servers=_servers(address), bootstrap_timeout_ms=max(1, int(timeout_s * 1000)), **CLIENT
+            bootstrap_servers=_servers(address, timeout_s),
+            bootstrap_timeout_ms=max(1, int(timeout_s * 1000)),
+            **CLIENT,
         )
         try:
             yield admin
@@ -113,7 +140,7 @@ def wait_ready(address: str, timeout_s: float = 30.0) -> str:
 def create_topics(address: str, topics: Mapping[str, tuple[int, Mapping[str, str]]]) -> dict[str, int]:
     """Make the topics {name: (partitions, config)} that do not exist and wait until each has leaders.
 
-    An existing topic is left as it is, so the partition counts that really hold are returned: {name:
+    An existing topic is left as it is, so what is returned are the counts that really hold, {name:
     partitions}. The replication factor is the cluster's default. Raises UserError.
     """
     if not topics:
@@ -135,24 +162,6 @@ def create_topics(address: str, topics: Mapping[str, tuple[int, Mapping[str, str
         return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(list(topics))}
 
 
-def delete_topics(address: str, names: Sequence[str]) -> None:
-    """Remove topics; one that does not exist is not an error."""
-    with _admin(address) as admin:
-        for topic in admin.delete_topics(list(names), raise_errors=False)["topics"]:
-            kind = for_code(topic["error_code"])
-            if topic["error_code"] != 0 and kind is not UnknownTopicOrPartitionError:
-                raise UserError(
-                    f"Kafka at {address} did not remove topic {topic['name']!r}: {kind.__name__}",
-                    "give this user the right to delete topics",
-                )
-
-
-def list_topics(address: str) -> list[str]:
-    """Names of all topics that this user may see, sorted."""
-    with _admin(address) as admin:
-        return sorted(admin.list_topics())
-
-
 def partitions(address: str, topic: str) -> int:
     """How many partitions `topic` has; UserError when there is no such topic."""
     with _admin(address) as admin:
@@ -165,25 +174,44 @@ def start_offsets(address: str, topic: str) -> dict[int, int]:
 
 
 def end_offsets(address: str, topic: str, *, read_committed: bool = False) -> dict[int, int]:
-    """{partition: the offset that the next record gets}; with read_committed, where the first open
-    transaction starts.
-
-    Offsets also count transaction markers, so a difference of offsets is an upper bound of a number of
-    records.
+    """{partition: the offset that the next record gets, or, with read_committed, where the first open
+    transaction starts}. Offsets count transaction markers too: a difference is no exact number of records.
     """
     isolation = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
     return _offsets(address, topic, OffsetSpec.LATEST, isolation)
 
 
 def committed_offsets(address: str, group: str, topic: str) -> dict[int, int]:
-    """{partition: offset that `group` has committed for `topic`}; partitions without one are left out."""
+    """{partition: offset that `group` has committed for `topic`}; partitions without one are left out.
+
+    The first question after a start can come too early, since Kafka only then makes or loads the topic that it
+    keeps groups in; that is waited for, because "nothing is committed" would be a wrong answer.
+    """
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
     with _admin(address) as admin:
-        offsets = admin.list_group_offsets({group: None}).get(group, {})
+        while True:
+            try:
+                offsets = admin.list_group_offsets({group: None}).get(group, {})
+                break
+            except RetriableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
     return {
         place.partition: offset.offset
         for place, offset in offsets.items()
         if place.topic == topic and offset.offset >= 0
     }
+
+
+def group_ready(address: str, group: str) -> bool:
+    """Whether consumer group `group` has members and all of them have their partitions."""
+    with _admin(address) as admin:
+        try:
+            described = admin.describe_groups([group]).get(group, {})
+        except RetriableError:  # the topic that Kafka keeps groups in is made when the first one joins
+            return False
+    return described.get("group_state") == "Stable" and bool(described.get("members"))
 
 
 def make_consumer(
@@ -260,13 +288,3 @@ def _offsets(address: str, topic: str, which: Any, isolation: Any) -> dict[int, 
         places = [TopicPartition(topic, n) for n in range(_partition_count(admin, address, topic))]
         answer = admin.list_partition_offsets(dict.fromkeys(places, which), isolation_level=isolation)
     return {place.partition: int(answer[place].offset) for place in places}
-
-
-def group_ready(address: str, group: str) -> bool:
-    """Whether consumer group `group` has members and all of them have their partitions."""
-    with _admin(address) as admin:
-        try:
-            described = admin.describe_groups([group]).get(group, {})
-        except RetriableError:  # the topic that Kafka keeps groups in is made when the first one joins
-            return False
-    return described.get("group_state") == "Stable" and bool(described.get("members"))

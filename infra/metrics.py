@@ -11,28 +11,19 @@ NAMES: Mapping[str, str] = {
     "duplicates_total": "events dropped because their id was seen already",
     "late_total": "events older than the watermark",
     "transactions_total": "Kafka transactions committed",
-    "transaction_ms": "milliseconds that the latest transaction took, from begin to commit",
     "batch_events": "events in the latest transaction",
-    "lag_events": "offsets between the committed position and the end of the input",
-    "entities": "entities that the feature state holds",
     "snapshots_total": "snapshots of feature state written",
     "snapshots_failed_total": "snapshots or checkpoints that could not be written",
     "online_rows_total": "feature rows written to Feast's online store",
     "online_failed_total": "failed writes to Feast's online store",
-    "restore_ms": "milliseconds from assignment of a partition to its first new output",
     # join and learn
     "labels_total": "labels read",
-    "orphan_labels_total": "labels whose event never came",
     "examples_total": "examples that were joined with a label or with the default",
     "trained_total": "examples trained on",
-    "dropped_steps_total": "training steps dropped because a value was not finite",
     "refreshes_total": "refreshes of the live lineage sent or applied",
     "swaps_total": "swaps to another lineage sent or applied",
     "rejected_updates_total": "model updates that failed verification",
-    "staleness_ms": "milliseconds between now and the newest label that the live weights have learned",
-    # archive
-    "archived_total": "rows inserted into ClickHouse",
-    "archive_ms": "milliseconds that the latest insert took",
+    "staleness_ms": "milliseconds from the making of the latest model update to its first use",
 }
 
 

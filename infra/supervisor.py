@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from infra.disk import usable
 from infra.errors import UserError
 from infra.guard import Guarded
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 10.0  # before a restart; doubles from one to the other
 HEALTHY_S = 60.0  # a role that has lived so long starts again with the first delay
 QUICK_DEATHS = 8  # so many in a row, and waiting longer would not help
+# A role ends with this code (EX_SOFTWARE in sysexits.h) when it must start again from its last commit, as after
+# losing a partition to another worker: it comes back at once, and that is no crash. But a role that can do
+# nothing else than that has a fault which a person must see.
+AGAIN, MOST_AGAIN = 70, 24
 QUOTED_LINES = 12
 
 State = Literal["running", "waiting", "failed", "stopped"]
@@ -35,6 +40,7 @@ class _Role:
     started: float
     state: State = "running"
     deaths: int = 0  # quick ones in a row
+    again: int = 0  # quick ends with AGAIN in a row
     restarts: int = 0
     restart_at: float = 0.0
 
@@ -42,8 +48,9 @@ class _Role:
 class Supervisor:
     """Processes under guard, each with a log file `log_dir`/NAME.log.
 
-    There is no thread in here: whoever owns it calls `poll` a few times a second. `clock` gives seconds that
-    only grow. Roles end with this process, however it ends.
+    A role that ends is started again: after a wait that doubles from death to death, at once when its exit
+    code is AGAIN. There is no thread in here: whoever owns it calls `poll` a few times a second. `clock` gives
+    seconds that only grow. Roles end with this process, however it ends.
     """
 
     def __init__(self, log_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,10 +59,9 @@ class Supervisor:
         self._roles: dict[str, _Role] = {}
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Start the command `argv` with exactly the environment `env` as role `name`."""
+        """Start the command `argv` with exactly the environment `env` as role `name`. Raises UserError."""
         if name in self._roles:
             raise ValueError(f"there is a role {name!r} already")
-        self._log_dir.mkdir(parents=True, exist_ok=True)
         self._roles[name] = _Role(name, argv, env, self._spawn(name, argv, env), self._clock())
 
     def poll(self) -> None:
@@ -64,7 +70,7 @@ class Supervisor:
         for role in self._roles.values():
             if role.state == "running" and role.process.poll() is not None:
                 self._bury(role, now)
-            elif role.state == "waiting" and now >= role.restart_at:
+            if role.state == "waiting" and now >= role.restart_at:
                 role.process = self._spawn(role.name, role.argv, role.env)
                 role.started, role.state = now, "running"
                 role.restarts += 1
@@ -93,22 +99,34 @@ class Supervisor:
         return self._log_dir / f"{name}.log"
 
     def _spawn(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Guarded:
-        with self.log_path(name).open("ab") as log:
-            return Guarded(argv, env, log)
+        with usable(self._log_dir, "choose another data folder"):
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            with self.log_path(name).open("ab") as log:
+                return Guarded(argv, env, log)
 
     def _bury(self, role: _Role, now: float) -> None:
         code = role.process.stop()  # it has ended; this closes the pipe to its guard
-        role.deaths = role.deaths + 1 if now - role.started < HEALTHY_S else 1
-        if role.deaths >= QUICK_DEATHS:
+        if now - role.started >= HEALTHY_S:
+            role.deaths = role.again = 0
+        if code == AGAIN:
+            role.again += 1
+            delay = 0.0
+        else:
+            role.deaths += 1
+            delay = min(FIRST_DELAY_S * 2 ** (role.deaths - 1), LAST_DELAY_S)
+        if role.deaths >= QUICK_DEATHS or role.again >= MOST_AGAIN:
             role.state = "failed"
-            log = self.log_path(role.name)
-            quote = "\n".join(f"    {line}" for line in last_lines(log, QUOTED_LINES))
-            raise UserError(
-                f"{role.name} ended {role.deaths} times in a row, with exit code {code}; its last words:\n{quote}",
-                f"see {log}",
-            )
-        role.restart_at = now + min(FIRST_DELAY_S * 2 ** (role.deaths - 1), LAST_DELAY_S)
-        role.state = "waiting"
+            raise self._given_up(role, code)
+        role.restart_at, role.state = now + delay, "waiting"
+
+    def _given_up(self, role: _Role, code: int) -> UserError:
+        log = self.log_path(role.name)
+        quote = "\n".join(f"    {line}" for line in last_lines(log, QUOTED_LINES))
+        times = f"{role.deaths + role.again} times in a row"
+        return UserError(
+            f"{role.name} ended {times}, at last with exit code {code}; its last words:\n{quote}",
+            f"see {log} for all of them",
+        )
 
 
 def last_lines(path: Path, count: int) -> list[str]:

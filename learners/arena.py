@@ -28,7 +28,7 @@ Losses = NDArray[np.float64]
 
 FIRST = "L1"
 CHALLENGERS = 2  # started by one alert: they share alpha
-BUFFER = 20_000  # newest labelled examples kept, to train a fresh challenger on
+BUFFER = 20_000  # newest labelled examples kept, for challengers to catch up on
 
 
 Event = Alert | Decision | MetricRow
@@ -39,9 +39,9 @@ class Arena:
 
     Lineages are L1, L2, ... in the order of their birth. An alert starts two challengers, unless some are on
     trial or others were started within the cooldown: "warm" is a copy of the champion that learns with the
-    challenger's settings, "fresh" is an untrained model of the challenger's kind that first learns what came
-    since the onset of the drift. Each is tested at alpha / 2, so that an alert ends in a wrong promotion with
-    probability at most alpha.
+    challenger's settings, "fresh" is an untrained model of the challenger's kind. Both first learn what came
+    since the onset of the drift, which is no part of their test. Each is tested at alpha / 2, so that an
+    alert ends in a wrong promotion with probability at most alpha.
     """
 
     def __init__(
@@ -69,9 +69,11 @@ class Arena:
         self._prequential = Prequential(window)
         self._buffer = Buffer(BUFFER)
         self.examples = 0  # labelled examples observed
-        self._configs = {FIRST: champion}  # of every lineage that was ever born
+        self._configs = {FIRST: champion}  # of every lineage that was ever born ...
+        self._seeds = {FIRST: seed}  # ... and what its first weights were drawn from
         self._decided = 0
         self._quiet_until = 0  # no challengers are started before this many examples
+        self._trial_of_loss = False  # whether the newest challengers were started because the loss rose
 
     def psi(self) -> dict[str, float]:
         """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
@@ -80,6 +82,13 @@ class Arena:
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
         return self._configs[lineage]
+
+    def seed_of(self, lineage: str) -> int:
+        """The seed that the first weights of any lineage were drawn from; KeyError for one not born here.
+
+        A copy keeps the seed of its original: table rows that nobody trained are still drawn from it.
+        """
+        return self._seeds[lineage]
 
     def observe(self, batch: Batch, created_ms: int) -> list[Event]:
         """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
@@ -130,7 +139,7 @@ class Arena:
             return []
         champion = self.champion
         self.frozen = champion.clone(champion.lineage)
-        self._prequential.copy(champion.lineage, "frozen")
+        self._prequential.copy("champion", "frozen")
         reason = f"{champion.lineage} is kept as it is after {self.examples:,} examples, to compare"
         return [self._decision("freeze", champion.lineage, reason, {"examples": self.examples}, now)]
 
@@ -145,6 +154,7 @@ class Arena:
         """Update the rolling metrics; every `metrics_every` examples, a row for each arm."""
         for arm, score in scores.items():
             self._prequential.update(arm, batch.label, score)
+        self._prequential.update("champion", batch.label, scores[self.champion.lineage])
         known = np.isfinite(batch.served)
         self._prequential.update("served", batch.label[known], batch.served[known])
         due = self.examples // self._metrics_every
@@ -152,7 +162,7 @@ class Arena:
         if self.examples // self._metrics_every == due:
             return []
         champion = self.champion.lineage
-        arms = [("served", "", "served"), ("champion", champion, champion)]
+        arms = [("served", "", "served"), ("champion", champion, "champion")]
         if self.continuous is not None or champion == FIRST:
             arms.append(("continuous", FIRST, FIRST))
         if self.frozen is not None:
@@ -211,7 +221,7 @@ class Arena:
 
     def _forget(self) -> None:
         """Drop the metrics of arms that are gone."""
-        self._prequential.keep({"served", "frozen", *(arm.lineage for arm in self._learners())})
+        self._prequential.keep({"served", "champion", "frozen", *(arm.lineage for arm in self._learners())})
 
     def _learn(self, batch: Batch) -> None:
         """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
@@ -220,16 +230,26 @@ class Arena:
         self._buffer.add(batch)
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
-        """Start the challengers of the first alert, unless some are on trial or it is too soon."""
-        if not alerts or self.challengers or self.examples < self._quiet_until:
+        """Start the challengers of the first alert, unless some are on trial or it is too soon.
+
+        A loss that rises makes an earlier alarm about inputs old news: its challengers learned what no longer
+        holds, so they retire for ones that begin with the onset of the rise.
+        """
+        if not alerts:
             return []
+        alert = alerts[0]  # the loss detector's, if it raised one
+        news = alert.level == "loss" and not self._trial_of_loss
+        if not news and (self.challengers or self.examples < self._quiet_until):
+            return []
+        retired = [self._decide("retire", old, now, "a newer alarm makes it old") for old in self.challengers]
         self._quiet_until = self.examples + self._drift.cooldown
-        alert = alerts[0]
+        self._trial_of_loss = alert.level == "loss"
         self.challengers = [
-            Challenger(self._warm(), "warm", alert.alert_id, self._test()),
+            Challenger(self._warm(alert.since_ms), "warm", alert.alert_id, self._test()),
             Challenger(self._fresh(alert.since_ms), "fresh", alert.alert_id, self._test()),
         ]
-        return [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
+        started = [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
+        return [*retired, *started]
 
     def _test(self) -> PairedTest:
         """A challenger's test, at its share of alpha."""
@@ -237,32 +257,36 @@ class Arena:
         alpha = drift.alpha / CHALLENGERS
         return PairedTest(alpha, drift.min_effect, min_events=drift.min_events, max_events=drift.max_events)
 
-    def _warm(self) -> Trainer:
+    def _warm(self, since_ms: int) -> Trainer:
         """A copy of the champion that learns with the settings that the champion does not use.
 
         These are the challenger's, or the first champion's where the champion was a challenger itself: a copy
         that learns exactly as its original cannot be better.
         """
         config = trial.other_settings(self.champion.config, *self._settings)
-        return self.champion.clone(self._born(config), config)
+        trainer = self.champion.clone(self._born(config, self.champion.seed), config)
+        return self._caught_up(trainer, since_ms)
 
     def _fresh(self, since_ms: int) -> Trainer:
-        """An untrained model of the challenger's kind, trained once on the buffer since the onset of the
-        drift.
+        """An untrained model of the challenger's kind, which has nothing to unlearn."""
+        config, seed = self._settings[1], self._seed + len(self._configs)
+        trainer = Trainer(self._schema, config, seed, self._born(config, seed), self._device)
+        return self._caught_up(trainer, since_ms)
+
+    def _caught_up(self, trainer: Trainer, since_ms: int) -> Trainer:
+        """The trainer after one pass over the buffer since the onset of the drift.
 
         Older examples would teach it what no longer holds, and more than one pass over a few hundred learns
         them by heart.
         """
-        config, seed = self._settings[1], self._seed + len(self._configs)
-        trainer = Trainer(self._schema, config, seed, self._born(config), self._device)
         for batch in self._buffer:
             trainer.train(batch.take(batch.event_ms >= since_ms))
         return trainer
 
-    def _born(self, config: ModelConfig) -> str:
-        """The name of the next lineage, whose settings are kept from now on."""
+    def _born(self, config: ModelConfig, seed: int) -> str:
+        """The name of the next lineage, whose settings and seed are kept from now on."""
         name = f"L{len(self._configs) + 1}"
-        self._configs[name] = config
+        self._configs[name], self._seeds[name] = config, seed
         return name
 
     def _decide(self, action: Action, challenger: Challenger, now: Now, why: str = "") -> Decision:
@@ -301,7 +325,8 @@ class Arena:
             "frozen": self.frozen is not None,
             "challengers": [challenger.record() for challenger in self.challengers],
             "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
-            "counts": [self.examples, self._decided, self._quiet_until],
+            "seeds": dict(self._seeds),
+            "counts": [self.examples, self._decided, self._quiet_until, int(self._trial_of_loss)],
         }
 
     def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
@@ -330,4 +355,6 @@ class Arena:
         self._prequential.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
         self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
-        self.examples, self._decided, self._quiet_until = record["counts"]
+        self._seeds = dict(record["seeds"])
+        self.examples, self._decided, self._quiet_until, of_loss = record["counts"]
+        self._trial_of_loss = bool(of_loss)

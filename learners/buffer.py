@@ -1,4 +1,4 @@
-"""The newest labelled examples, kept so that a fresh model can be trained on them."""
+"""The newest labelled examples, kept so that a challenger can catch up on them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

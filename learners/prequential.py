@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 class MetricRow:
     """Metrics of one arm over its last `window` labelled examples; what is undefined is NaN (see `metrics`).
 
-    `arm` is served (what was really served), champion, continuous (the first lineage, which goes on learning
+    `arm` is served (what was really served), champion (whichever lineage was the champion when it scored, so
+    that all arms are compared on the same examples), continuous (the first lineage, which goes on learning
     after it was replaced), frozen or challenger. `lineage` is empty for served.
     """
 

@@ -17,6 +17,7 @@ SMALLEST_REFERENCE = 4  # windows that will do after the start or an alert
 REFRESH = 4  # the reference is made anew from the newest windows after this many
 HABIT = 32  # windows whose PSI says what is usual for a column
 SMALLEST_HABIT = 8  # no alarm before this many
+COLD_START = SMALLEST_REFERENCE + SMALLEST_HABIT  # windows that a column must have had values in
 LESSON = 2  # alarms after which a column that alarms again and again must move further than before
 FADE = 0.5 ** (1 / 500)  # a lesson is worth half after 500 windows
 
@@ -34,6 +35,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def known(self) -> NDArray[np.bool_]:
+        """Which columns [N + 1 + C] have any value here that is not missing."""
+        return np.concatenate([~np.isnan(self.numbers).all(axis=0), (self.categories != 0).any(axis=0)])
 
     def slice(self, start: int, stop: int) -> "Rows":
         """Rows start to stop, as a copy: a view would keep all of the batch alive."""
@@ -67,9 +72,10 @@ class ShiftDetector:
     slow growth is never a shift; a slow drift that hurts is left to the loss detector. An alert empties the
     reference, since what comes next is the new normal.
 
-    No alarm is possible in the first `SMALLEST_REFERENCE + SMALLEST_HABIT` = 12 windows, nor in the
-    `SMALLEST_REFERENCE` windows after an alert. A shift large enough to show is seen when the first window
-    that lies wholly after its onset is full: at most two windows of examples after the onset.
+    No alarm is possible in the first `COLD_START` = 12 windows, nor in the `SMALLEST_REFERENCE` windows after
+    an alert. The same holds for a column that gets its first values later, such as a rate of labels, which
+    nobody knows in the first days: that it begins is no shift. A shift large enough to show is seen when the
+    first window that lies wholly after its onset is full: at most two windows of examples after the onset.
     """
 
     def __init__(self, schema: Schema, config: DriftConfig) -> None:
@@ -92,6 +98,7 @@ class ShiftDetector:
         self._age = 0  # ... and full windows since
         self._habit: deque[NDArray[np.float64]] = deque(maxlen=HABIT)
         self._score_habit = 0  # windows of the habit that are of the present model's scores
+        self._known = np.zeros(len(self._columns), np.int64)  # windows in which a column had a value
         self._alarms = np.zeros(len(self._columns), np.int64)  # of each column so far ...
         self._largest = np.zeros(len(self._columns))  # ... and the largest PSI among them, faded
         self._seen = 0
@@ -143,10 +150,12 @@ class ShiftDetector:
             )
             alerts = self._judge(self._reference, window, values, seen, version)
             if alerts:
+                self._known += window.known()
                 self._rebase()  # this window may be half of each regime, so it is neither's reference
                 return alerts
             self._habit.append(values)
             self._score_habit += 1
+        self._known += window.known()
         self._remember(window)
         return []
 
@@ -174,6 +183,7 @@ class ShiftDetector:
         habit = 2.0 * np.quantile(np.array(self._habit), 0.9, axis=0)
         lesson = np.where(self._alarms >= LESSON, 1.5 * self._largest, 0.0)
         thresholds: NDArray[np.float64] = self._config.psi_threshold + np.array(noise) + habit + lesson
+        thresholds[self._known < COLD_START] = np.inf
         if self._score_habit < SMALLEST_HABIT:
             thresholds[self._score_at] = np.inf
         return thresholds
@@ -246,6 +256,7 @@ class ShiftDetector:
             "categories": rows.categories,
             "ids": rows.ids,
             "times": rows.times,
+            "known": self._known.copy(),
             "alarms": self._alarms.copy(),
             "largest": self._largest.copy(),
             "habit": np.array(self._habit, np.float64).reshape(-1, columns),
@@ -262,6 +273,7 @@ class ShiftDetector:
         self._windows = [rows.slice(i * size, (i + 1) * size) for i in range(windows)]
         self._pending = rows.slice(windows * size, len(rows))
         self._habit = deque(state["habit"], maxlen=HABIT)
+        self._known = state["known"].copy()
         self._alarms, self._largest = state["alarms"].copy(), state["largest"].copy()
         self._reference = None
         self._make_reference()

@@ -9,10 +9,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from infra.blobs import Blobs
 from infra.embedded import EmbeddedKafka
 from infra.kafka import group_ready, wait_ready
 from infra.settings import Settings
 from infra.supervisor import Supervisor
+from streams.first_start import is_first
+from streams.heads import Heads
 from streams.prepare import prepare
 from streams.running import noted, refuse_second
 from streams.task import Task
@@ -49,7 +52,8 @@ class Cluster:
     def start(self) -> None:
         """Start everything; returns when the roles are on their way. Raises UserError."""
         refuse_second(self.settings.data)
-        registering = self._register_features()
+        first = is_first()
+        beside = self._begin_first_start()
         if self.settings.kafka:
             wait_ready(self.settings.kafka)
         else:
@@ -59,14 +63,22 @@ class Cluster:
             self._say(f"Kafka listens on {self.settings.kafka}")
         self.settings = prepare(self.task, self.settings)
         self._stack.enter_context(noted(self.settings.data, self.settings.kafka, str(self.task.path)))
+        if first:
+            self._say("preparing Python's packages (once)")
+            beside.wait()
+        self._say("roles start: archive, join, learn, serve")
         self._start_roles()
-        registering.wait()
+        beside.wait()
 
-    def _register_features(self) -> subprocess.Popen[bytes]:
-        """Register the features with Feast meanwhile, in a process that gives back what Feast's import takes."""
-        command = [sys.executable, "-m", "streams.cli", "features", "apply", "--task", str(self.task.path)]
+    def _begin_first_start(self) -> subprocess.Popen[bytes]:
+        """Run `first_start` beside the broker's start, in a process that gives back what Feast's import takes."""
+        command = [sys.executable, "-m", "streams.first_start", str(self.task.path)]
         env = {**os.environ, **self.settings.to_env()}
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        log_dir = self.settings.log_dir
+        log_dir.mkdir(parents=True, exist_ok=True)
+        with (log_dir / "first-start.log").open("wb") as log:  # what fails here is tried again by the roles
+            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         return process
 
@@ -85,9 +97,10 @@ class Cluster:
             self.roles.start(name, command, env)
 
     def ready(self) -> bool:
-        """Whether every Faust role has its partitions."""
+        """Whether the learner has a model and every Faust role its partitions."""
         groups = [f"driftline-{self.task.name}-{role}" for role in ("serve", "join", "archive")]
-        return all(group_ready(self.settings.kafka, group) for group in groups)
+        model = Heads(Blobs(self.settings.blobs), self.task.name).any()
+        return model and all(group_ready(self.settings.kafka, group) for group in groups)
 
     def poll(self) -> None:
         """Restart what ended; to be called about every second. Raises UserError for a role that cannot stay up."""

@@ -1,9 +1,19 @@
 """Dead letters: the record exactly as it came, with the place it stood and the reason in its headers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from streams.events import Broken
+from streams.topics import MAX_RECORD_BYTES
 from streams.transaction import Outputs
+
+LONGEST_VALUE = 15 << 20
+"""Bytes of a value that are kept: with its headers the letter must not be larger than Kafka takes.
+
+A compressed record can hold far more than Kafka's limit for a record says; it is cut, never lost."""
+
+LONGEST_KEY = MAX_RECORD_BYTES - LONGEST_VALUE - (64 << 10)
+"""Bytes of a key that are kept, for the same reason; the rest of the limit is for the headers."""
 
 
 def add_dead_letters(
@@ -21,7 +31,15 @@ def add_dead_letters(
             "driftline.offset": str(record.offset),
             "driftline.timestamp": str(record.timestamp),
         }
+        key, value = _kept(record)
+        if key != record.key or (value or b"") != (record.value or b""):
+            headers["driftline.cut"] = f"{len(record.key or b'')} {len(record.value or b'')}"
         pairs = [(name, text.encode(errors="replace")) for name, text in headers.items()]
-        # Kafka has no record without key and value: an empty value keeps the place of a null one.
-        value = record.value if record.value is not None or record.key is not None else b""
-        outputs.add(topic, record.partition % partitions, value, key=record.key, headers=pairs)
+        outputs.add(topic, record.partition % partitions, value, key=key, headers=pairs)
+
+
+def _kept(record: Any) -> tuple[bytes | None, bytes | None]:
+    """Key and value of the letter. Kafka has no record without both: an empty value keeps the place of a null one."""
+    key = record.key if record.key is None else record.key[:LONGEST_KEY]
+    value = record.value if record.value is None else record.value[:LONGEST_VALUE]
+    return key, b"" if key is None and value is None else value

@@ -48,7 +48,6 @@ def run_demo(name: str, *, seed: int, events: int, drift: str, settings: Setting
         task, settings, freeze_at_ms=freeze_ms, say=lambda text: console.print(f"  {text}", style="dim")
     )
     with cluster:
-        console.print("  roles start: archive, join, learn, serve", style="dim")
         await_ready(cluster)
         console.print(f"  ready after {time.monotonic() - started:.0f} s", style="dim")
         wall_s = simulation.events / EVENTS_PER_S

@@ -7,7 +7,6 @@ fields that the task declares are read (the allow-list); every other field of th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -15,16 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.privacy import Pseudonymiser
+from streams.rows import Labels, Rows
 from streams.task import Field, Task
-from streams.wire import Labels, Rows
+from streams.times import JSON_TYPES, LATEST_MS, calendar, time_parser
 
-_OLDEST_MS = -(2**53)
+__all__ = ["LONGEST_ID", "Broken", "EventDecoder", "LabelDecoder", "event_ids", "time_parser"]
+
+LONGEST_ID = 512
+"""Characters of an event's id: it is the key of a prediction and stands in every record of the event."""
+
 _SNIPPET = 200
+_LARGEST_F32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A record that is no event (or no label): the Kafka record and why, as a short code and a sentence."""
+    """A record that is no event (or no label): the Kafka record and why, as a short code and a sentence.
+
+    Codes: "null", "too_large", "malformed" (no JSON), "invalid" (a field), "invalid_time", "future", "late", "damaged".
+    """
 
     record: Any
     reason: str
@@ -43,14 +51,15 @@ class EventDecoder:
     def __init__(self, task: Task, pseudonymiser: Pseudonymiser) -> None:
         self._task, self._pseudonymiser = task, pseudonymiser
         event = task.event
-        names = [event.id, event.time, *(field.name for field in event.fields)]
-        self._names = list(dict.fromkeys(names))
+        self._names = list(task.allowed)
         fields = {field.name: field for field in event.fields}
         self._decoder = _decoder([(n, _json_type(n, fields.get(n), task)) for n in self._names])
         self._at = {name: i for i, name in enumerate(self._names)}
         self._checks = [(self._at[f.name], f, _check(f)) for f in event.fields]
-        self._time = time_parser(event.time_format)
-        self._calendar = slice(len(_model_numbers(task)), len(_model_numbers(task)) + 4 * task.calendar)
+        self._clock = _Clock(event.time, task)
+        numbers = [f.name for f in event.fields if f.type == "number" and f.model]
+        self._model_numbers = [task.number_fields.index(name) for name in numbers]
+        self._calendar = slice(len(numbers), len(numbers) + 4 * task.calendar)
 
     def decode(self, records: Sequence[Any]) -> tuple[Rows, list[Broken]]:
         """Decode records of one partition, in order.
@@ -64,46 +73,25 @@ class EventDecoder:
             The good rows in offset order, and the broken records with their reasons.
         """
         good, values, times, broken = [], [], [], []
-        ahead = self._task.serving.max_future_ms
+        time_at = self._at[self._task.event.time]
         for record in records:
             try:
                 event = self._parse(record)
-                times.append(self._event_ms(event, record.timestamp + ahead))
-                values.append(event)
-                good.append(record)
+                times.append(self._clock.read(event[time_at], record))
             except _Refused as error:
                 broken.append(Broken(record, error.reason, error.detail))
+            else:
+                values.append(event)
+                good.append(record)
         return self._rows(good, values, times), broken
 
     def _parse(self, record: Any) -> tuple[Any, ...]:
-        event = msgspec.structs.astuple(_json(self._decoder, record, self._task.serving.max_event_bytes))
-        if event[0] == "":
-            raise _Refused("invalid", f"{self._names[0]} is empty")
+        event: tuple[Any, ...] = _json(self._decoder, record, self._task.serving.max_event_bytes)
+        _check_id(self._names[0], event[0])
         for at, field, check in self._checks:
-            value = event[at]
-            if value is None:
-                if field.required:
-                    raise _Refused("invalid", f"{field.name} is null and the field is required")
-            else:
-                check(field, value)
+            if event[at] is not None:  # only an optional field can be
+                check(field, event[at])
         return event
-
-    def _event_ms(self, event: tuple[Any, ...], latest: int) -> int:
-        raw = event[self._at[self._task.event.time]]
-        try:
-            time_ms = self._time(raw)
-        except (ValueError, OverflowError, TypeError):
-            raise _Refused(
-                "invalid_time",
-                f"{self._task.event.time} {_shown(raw)} is no {self._task.event.time_format} time",
-            ) from None
-        if time_ms < _OLDEST_MS or time_ms < 0:
-            raise _Refused("invalid_time", f"{self._task.event.time} {_shown(raw)} is before 1970")
-        if time_ms > latest:
-            raise _Refused(
-                "future", f"{self._task.event.time} {_shown(raw)} is further ahead than serving.max_future"
-            )
-        return time_ms
 
     def _rows(self, records: list[Any], events: list[tuple[Any, ...]], times: list[int]) -> Rows:
         task, n = self._task, len(records)
@@ -115,12 +103,12 @@ class EventDecoder:
         for i, name in enumerate(task.number_fields):
             values[:, i] = np.array(columns[self._at[name]], np.float64)  # None becomes NaN
         numbers = np.full((n, len(task.numbers)), np.nan, np.float32)
-        for i, name in enumerate(_model_numbers(task)):
-            numbers[:, i] = values[:, task.number_fields.index(name)]
+        raw = np.clip(values[:, self._model_numbers], -_LARGEST_F32, _LARGEST_F32)
+        numbers[:, : len(self._model_numbers)] = raw
         if task.calendar:
             numbers[:, self._calendar] = calendar(event_ms)
         return Rows(
-            self._ids(columns[0]),
+            event_ids(task, self._pseudonymiser, columns[0]),
             event_ms,
             np.array([r.timestamp for r in records], np.int64),
             np.array([r.partition for r in records], np.int32),
@@ -130,10 +118,8 @@ class EventDecoder:
             self._pseudonyms(task.categories, columns, n),
             values,
             numbers,
+            task.rows_hash,
         )
-
-    def _ids(self, column: Sequence[Any]) -> list[str]:
-        return event_ids(self._task, self._pseudonymiser, column)
 
     def _pseudonyms(self, names: Sequence[str], columns: list[Any], n: int) -> NDArray[np.int64]:
         out = np.zeros((n, len(names)), np.int64)
@@ -150,12 +136,12 @@ class LabelDecoder:
         label = task.label
         columns: list[tuple[str, Any]] = [(label.id, str | int), (label.field, bool | float)]
         if label.time:
-            columns.append((label.time, _TIME_TYPES.get(task.event.time_format, str)))
+            columns.append((label.time, JSON_TYPES.get(task.event.time_format, str)))
+        self._clock = _Clock(label.time, task) if label.time else None
         self._decoder = _decoder(columns)
-        self._time = time_parser(task.event.time_format)
 
     def decode(self, records: Sequence[Any]) -> tuple[Labels, list[Broken]]:
-        """Decode records in order; see `EventDecoder.decode`."""
+        """Decode records in order; see `EventDecoder.decode`. `known_ms` is -1 for a task without `label.time`."""
         ids: list[Any] = []
         values, known, broken = [], [], []
         for record in records:
@@ -171,57 +157,51 @@ class LabelDecoder:
         return Labels(texts, np.array(values, np.float32), np.array(known, np.int64)), broken
 
     def _parse(self, record: Any) -> tuple[Any, float, int]:
-        parsed = msgspec.structs.astuple(_json(self._decoder, record, self._task.serving.max_event_bytes))
+        parsed = _json(self._decoder, record, self._task.serving.max_event_bytes)
+        _check_id(self._task.label.id, parsed[0])
         value = float(parsed[1])
         if value not in (0.0, 1.0):
-            raise _Refused(
-                "invalid", f"label {self._task.label.field} is {value:g}; a binary task takes 0 or 1"
-            )
-        if len(parsed) < 3:
-            return parsed[0], value, -1
+            field = self._task.label.field
+            raise _Refused("invalid", f"label {field} is {value:g}; a binary task takes 0 or 1")
+        return parsed[0], value, -1 if self._clock is None else self._clock.read(parsed[2], record)
+
+
+class _Clock:
+    """Reads the times of one field, and refuses those that would spoil the windows of everyone else."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        self._name, self._format = name, task.event.time_format
+        self._parse = time_parser(task.event.time_format)
+        self._ahead_ms = task.serving.max_future_ms
+
+    def read(self, raw: Any, record: Any) -> int:
+        """Milliseconds UTC, from 1970 to a little after the record's own timestamp."""
         try:
-            return parsed[0], value, self._time(parsed[2])
+            time_ms = self._parse(raw)
         except (ValueError, OverflowError, TypeError):
+            raise self._refused("invalid_time", raw, f"is no {self._format} time") from None
+        if time_ms < 0:
+            raise self._refused("invalid_time", raw, "is before 1970")
+        if time_ms > LATEST_MS:
+            raise self._refused("invalid_time", raw, "is after the year 9999")
+        if record.timestamp < 0:
             raise _Refused(
-                "invalid_time", f"{self._task.label.time} {_shown(parsed[2])} is no time"
-            ) from None
+                "invalid_time", "the Kafka record has no timestamp to compare the event's time with"
+            )
+        if time_ms > record.timestamp + self._ahead_ms:
+            raise self._refused("future", raw, "is further ahead than serving.max_future")
+        return time_ms
+
+    def _refused(self, reason: str, raw: Any, why: str) -> _Refused:
+        text = repr(raw)
+        return _Refused(reason, f"{self._name} {text[:_SNIPPET]}{'…' * (len(text) > _SNIPPET)} {why}")
 
 
 def event_ids(task: Task, pseudonymiser: Pseudonymiser, column: Sequence[Any]) -> list[str]:
     """Event ids as text, or as pseudonyms where the task's privacy rules ask for it."""
     if task.event.id in task.privacy.pseudonymise:
-        return [pseudonymiser.text(task.event.id, value) for value in column]
+        return pseudonymiser.texts(task.event.id, column)
     return [str(value) for value in column]
-
-
-def calendar(event_ms: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Hour of the day and day of the week (UTC) as sine and cosine: float64 [n, 4]; 1970-01-01 was a Thursday."""
-    day = event_ms / 86_400_000 * 2 * np.pi
-    week = (event_ms / 86_400_000 + 3) / 7 * 2 * np.pi
-    return np.stack([np.sin(day), np.cos(day), np.sin(week), np.cos(week)], axis=1)
-
-
-def time_parser(time_format: str) -> Callable[[Any], int]:
-    """A function from a field's value to milliseconds since 1970 UTC; it raises ValueError for what is no time.
-
-    `time_format` is "iso8601" (no offset means UTC), "epoch_ms", "epoch_s" or a `strptime` pattern.
-    """
-    if time_format == "epoch_ms":
-        return lambda value: round(value)
-    if time_format == "epoch_s":
-        return lambda value: round(value * 1000)
-    if time_format == "iso8601":
-        return lambda value: _epoch_ms(datetime.fromisoformat(value))
-    return lambda value: _epoch_ms(datetime.strptime(value, time_format))  # noqa: DTZ007 no zone means UTC
-
-
-def _epoch_ms(moment: datetime) -> int:
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
-
-
-_TIME_TYPES: dict[str, Any] = {"epoch_ms": int | float, "epoch_s": int | float}
 
 
 def _decoder(columns: Sequence[tuple[str, Any]]) -> msgspec.json.Decoder[Any]:
@@ -236,32 +216,37 @@ def _decoder(columns: Sequence[tuple[str, Any]]) -> msgspec.json.Decoder[Any]:
     )
 
 
-def _json(decoder: msgspec.json.Decoder[Any], record: Any, limit: int) -> Any:
+def _json(decoder: msgspec.json.Decoder[Any], record: Any, limit: int) -> tuple[Any, ...]:
+    """The declared fields of a record, in their order."""
     if record.value is None:
         raise _Refused("null", "the record has no value")
     if len(record.value) > limit:
         raise _Refused("too_large", f"{len(record.value)} bytes, more than serving.max_event_bytes ({limit})")
     try:
-        return decoder.decode(record.value)
+        return msgspec.structs.astuple(decoder.decode(record.value))
     except msgspec.ValidationError as error:
         raise _Refused("invalid", str(error)) from None
-    except msgspec.DecodeError as error:
-        raise _Refused("malformed", str(error)) from None
     except UnicodeDecodeError as error:
         raise _Refused("malformed", f"invalid UTF-8: {error.reason}") from None
+    except ValueError as error:
+        raise _Refused("malformed", str(error)) from None
     except RecursionError:
         raise _Refused("malformed", "nested too deeply") from None
 
 
 def _json_type(name: str, field: Field | None, task: Task) -> Any:
-    if name == task.event.time:
-        return _TIME_TYPES.get(task.event.time_format, str)
-    if name == task.event.id:
-        return str | int
-    if field is None:
-        raise AssertionError(f"{name} is no declared field")
-    kind = float if field.type == "number" else str | int | float | bool
-    return kind if field.required else kind | None
+    if field is not None:
+        kind = float if field.type == "number" else str | int | float | bool
+        return kind if field.required else kind | None
+    return str | int if name == task.event.id else JSON_TYPES.get(task.event.time_format, str)
+
+
+def _check_id(name: str, value: Any) -> None:
+    if value == "":
+        raise _Refused("invalid", f"{name} is empty")
+    size = _characters(value)
+    if size > LONGEST_ID:
+        raise _Refused("invalid", f"{name} has {size} characters, more than {LONGEST_ID}")
 
 
 def _check(field: Field) -> Callable[[Field, Any], None]:
@@ -278,16 +263,15 @@ def _check_number(field: Field, value: float) -> None:
 
 
 def _check_category(field: Field, value: Any) -> None:
-    if isinstance(value, str) and len(value) > field.max_length:
+    size = _characters(value)
+    if size > field.max_length:
         raise _Refused(
-            "invalid", f"{field.name} has {len(value)} characters, more than max_length {field.max_length}"
+            "invalid", f"{field.name} has {size} characters, more than max_length {field.max_length}"
         )
 
 
-def _model_numbers(task: Task) -> list[str]:
-    return [field.name for field in task.event.fields if field.type == "number" and field.model]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SNIPPET else text[:_SNIPPET] + "…"
+def _characters(value: Any) -> int:
+    """How long the text of a value is; 1 for a fraction or a truth value, which are never long."""
+    if isinstance(value, str):
+        return len(value)
+    return len(str(value)) if type(value) is int else 1

@@ -38,6 +38,11 @@ class Heads:
             self._blobs.delete(old)
         return path
 
+    def any(self) -> bool:
+        """Whether the learner has published a first model."""
+        path = f"{self._prefix}/head.json"
+        return path in self._blobs.list(path)
+
     def get(self) -> Head | None:
         """The newest head, or None before the first."""
         try:

@@ -11,9 +11,14 @@ decides it at once.
 The watermark is the lowest of the newest event times of the source partitions, so a partition that lags behind does
 not have its examples closed early; one that was silent for `IDLE_AFTER` records is left out. An event time ahead of
 Kafka's own clock counts as that clock, so a producer whose clock is wrong closes nobody's window.
+
+A label without its example is kept until every event that Kafka got before it, and for a window and the allowed
+lateness after it, has passed: by Kafka's clock, since a join that catches up reads labels long before examples.
 """
 
+import hashlib
 import heapq
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,32 +27,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams import wire
+from streams.rows import ROW_ARRAYS
 from streams.task import Task
-from streams.wire import Labelled, Rows
+from streams.wire import Damaged, Labelled, Rows
 
+log = logging.getLogger(__name__)
 IDLE_AFTER = 1000
 _BEGINNING = -(2**62)
-_ROW_ARRAYS = (
-    "event_ms",
-    "received_ms",
-    "partition",
-    "offset",
-    "late",
-    "keys",
-    "categories",
-    "values",
-    "numbers",
-)
+_FORMAT = 2  # of a snapshot: one that was written otherwise must not be loaded
 
 
 @dataclass
 class JoinCounts:
-    """What happened to examples and labels, since the partition was taken over."""
+    """What happened to examples and labels, since the partition was taken over.
+
+    `repeated` examples came with the id of one that still waited; `orphans` are labels without an example; `damaged`
+    records could not be read.
+    """
 
     joined: int = 0
     defaulted: int = 0
     dropped: int = 0
+    repeated: int = 0
     orphans: int = 0
+    damaged: int = 0
+
+
+@dataclass(slots=True)
+class _Source:
+    """A partition of the events topic, as far as its examples have come."""
+
+    event_ms: int = _BEGINNING  # newest event time
+    received_ms: int = _BEGINNING  # newest time of Kafka's clock
+    heard: int = 0  # number of the record that last spoke of it
+
+    def heard_of(self, event_ms: int, received_ms: int, record: int) -> None:
+        self.event_ms, self.received_ms = max(self.event_ms, event_ms), max(self.received_ms, received_ms)
+        self.heard = record
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,55 +91,83 @@ class JoinPartition:
         self._slots: dict[str, int] = {}
         self._deadlines: list[tuple[int, str]] = []
         self._early: dict[str, _Early] = {}
-        self._newest: dict[int, int] = {}  # source partition → newest event time
-        self._heard: dict[int, int] = {}  # source partition → number of the record that last spoke of it
+        self._sources: dict[int, _Source] = {}  # by source partition
         self._records = 0
         self.counts = JoinCounts()
 
     def __len__(self) -> int:
+        """How many examples wait."""
         return len(self._slots)
+
+    @property
+    def early(self) -> int:
+        """How many labels wait: for their example, or for the end of its window."""
+        return len(self._early)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that gives a snapshot its meaning; another one must not be restored."""
+        task = self._task
+        label = (task.label.delay_ms, task.label.window_ms, task.label.missing)
+        text = repr((_FORMAT, task.rows_hash, label, task.serving.allowed_lateness_ms))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def fold(self, records: Sequence[Any]) -> Labelled | None:
         """Fold records of the log, in offset order; the rows that they decided, or None."""
         parts = []
         for record in records:
-            decided = self._labels(record) if _kind(record) == wire.LABELS else self._examples(record)
+            self._records += 1
+            try:
+                decided = self._labels(record) if _kind(record) == wire.LABELS else self._examples(record)
+            except Damaged as error:
+                # Someone else wrote here, or the task was changed: the join goes on without it.
+                log.error("%s[%s]@%s: %s", record.topic, record.partition, record.offset, error)
+                self.counts.damaged += 1
+                decided = []
             decided += self._close()
             if decided:
                 parts.append(self._pool.take(decided))
                 self._pool.free([d.slot for d in decided])
-        return _concat(parts) if parts else None
+        return Labelled.concat(parts) if parts else None
 
     @property
     def watermark_ms(self) -> int:
         """Event time up to which every source partition that is not idle has come."""
-        live = [t for p, t in self._newest.items() if self._records - self._heard[p] <= IDLE_AFTER]
-        return min(live, default=_BEGINNING)
+        return min((source.event_ms for source in self._live()), default=_BEGINNING)
+
+    def _received_ms(self) -> int:
+        """The same for Kafka's clock: every event that Kafka got before it has come."""
+        return min((source.received_ms for source in self._live()), default=_BEGINNING)
+
+    def _live(self) -> list[_Source]:
+        return [source for source in self._sources.values() if self._records - source.heard <= IDLE_AFTER]
 
     def _examples(self, record: Any) -> list[_Decided]:
-        rows, served, versions = wire.decode_examples(record.value)
-        self._records += 1
-        for source in np.unique(rows.partition).tolist():
-            newest = int(np.minimum(rows.event_ms, rows.received_ms)[rows.partition == source].max())
-            self._newest[source] = max(newest, self._newest.get(source, _BEGINNING))
-            self._heard[source] = self._records
+        rows, served, versions = wire.decode_examples(record.value, self._task.rows_hash)
+        for partition in np.unique(rows.partition).tolist():
+            own = rows.partition == partition
+            received = rows.received_ms[own]
+            self._sources.setdefault(partition, _Source()).heard_of(
+                int(np.minimum(rows.event_ms[own], received).max()), int(received.max()), self._records
+            )
         slots = self._pool.put(rows, served, versions)
         decided = []
-        window = self._task.label.window_ms
         for event_id, slot, event_ms in zip(rows.ids, slots, rows.event_ms.tolist(), strict=True):
             early = None if self._wait else self._early.pop(event_id, None)
-            if early is not None:
+            if event_id in self._slots:  # predicted again after a failure: the first one counts
+                self.counts.repeated += 1
+                self._pool.free([slot])
+            elif early is not None:
                 decided.append(self._decide(slot, event_ms, early.label, early.known_ms))
             else:
                 self._slots[event_id] = slot
-                heapq.heappush(self._deadlines, (event_ms + window, event_id))
+                heapq.heappush(self._deadlines, (event_ms + self._task.label.window_ms, event_id))
         return decided
 
     def _labels(self, record: Any) -> list[_Decided]:
         labels = wire.decode_labels(record.value)
-        self._records += 1
         decided = []
-        expires = self.watermark_ms + self._task.label.window_ms + self._task.serving.allowed_lateness_ms
+        expires = record.timestamp + self._task.label.window_ms + self._task.serving.allowed_lateness_ms
         for event_id, label, known in zip(
             labels.ids, labels.label.tolist(), labels.known_ms.tolist(), strict=True
         ):
@@ -144,9 +188,10 @@ class JoinPartition:
         watermark, missing, decided = self.watermark_ms, self._task.label.missing, []
         while self._deadlines and self._deadlines[0][0] <= watermark:
             deadline, event_id = heapq.heappop(self._deadlines)
-            slot = self._slots.pop(event_id, None)
-            if slot is None:
-                continue  # its label came
+            slot = self._slots.get(event_id)
+            if slot is None or self._pool.event_ms(slot) + self._task.label.window_ms != deadline:
+                continue  # its label came (and, perhaps, another example of that id afterwards)
+            del self._slots[event_id]
             early = self._early.pop(event_id, None)
             if early is not None:
                 decided.append(self._decide(slot, self._pool.event_ms(slot), early.label, early.known_ms))
@@ -157,33 +202,38 @@ class JoinPartition:
                 self.counts.defaulted += 1
                 decided.append(_Decided(slot, missing, deadline, True))
         if self._records % IDLE_AFTER == 0:
-            gone = [event_id for event_id, early in self._early.items() if early.expires_ms < watermark]
-            for event_id in gone:
-                del self._early[event_id]
-            self.counts.orphans += len(gone)
+            self._forget()
         return decided
+
+    def _forget(self) -> None:
+        """Drop labels that no example can come for any more."""
+        now = self._received_ms()
+        old = [event_id for event_id, early in self._early.items() if early.expires_ms < now]
+        gone = [event_id for event_id in old if event_id not in self._slots]
+        for event_id in gone:
+            del self._early[event_id]
+        self.counts.orphans += len(gone)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copies of everything that the log made so far."""
         ids = list(self._slots)
         arrays = self._pool.export([self._slots[i] for i in ids])
         early = list(self._early.items())
-        sources = sorted(self._newest)
+        sources = [[p, s.event_ms, s.received_ms, s.heard] for p, s in sorted(self._sources.items())]
         return {
             **arrays,
             **_texts("ids", ids),
             **_texts("early_ids", [event_id for event_id, _ in early]),
             "early": np.array([[e.known_ms, e.expires_ms] for _, e in early], np.int64).reshape(-1, 2),
             "early_label": np.array([e.label for _, e in early], np.float64),
-            "sources": np.array([[s, self._newest[s], self._heard[s]] for s in sources], np.int64).reshape(
-                -1, 3
-            ),
+            "sources": np.array(sources, np.int64).reshape(-1, 4),
             "records": np.array([self._records], np.int64),
         }
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Go back to a snapshot."""
+        """Go back to a snapshot of the same `fingerprint`."""
         ids = _untexts("ids", arrays)
+        self._pool = _Pool(self._task)
         slots = self._pool.load(ids, arrays)
         self._slots = dict(zip(ids, slots, strict=True))
         window = self._task.label.window_ms
@@ -197,8 +247,7 @@ class JoinPartition:
             strict=True,
         )
         self._early = {i: _Early(label, known, expires) for i, label, (known, expires) in early}
-        self._newest = {s: newest for s, newest, _ in arrays["sources"].tolist()}
-        self._heard = {s: heard for s, _, heard in arrays["sources"].tolist()}
+        self._sources = {partition: _Source(*rest) for partition, *rest in arrays["sources"].tolist()}
         self._records = int(arrays["records"][0])
 
 
@@ -206,8 +255,8 @@ class _Pool:
     """Rows in slots of growing arrays, so that waiting for a label costs no Python object a column."""
 
     def __init__(self, task: Task) -> None:
-        self._empty = Rows.empty(task)
-        self._arrays = {name: getattr(self._empty, name) for name in _ROW_ARRAYS}
+        empty, self._schema = Rows.empty(task), task.rows_hash
+        self._arrays = {name: getattr(empty, name) for name in ROW_ARRAYS}
         self._arrays["served"] = np.zeros(0, np.float32)
         self._ids: list[str] = []
         self._versions: list[str] = []
@@ -218,7 +267,7 @@ class _Pool:
         if len(self._free) < n:
             self._grow(max(n, len(self._ids), 1024))
         slots = [self._free.pop() for _ in range(n)]
-        for name in _ROW_ARRAYS:
+        for name in ROW_ARRAYS:
             self._arrays[name][slots] = getattr(rows, name)
         self._arrays["served"][slots] = served
         for slot, event_id, version in zip(slots, rows.ids, versions, strict=True):
@@ -239,7 +288,9 @@ class _Pool:
     def take(self, decided: Sequence[_Decided]) -> Labelled:
         slots = [d.slot for d in decided]
         rows = Rows(
-            [self._ids[s] for s in slots], **{name: self._arrays[name][slots] for name in _ROW_ARRAYS}
+            [self._ids[s] for s in slots],
+            **{name: self._arrays[name][slots] for name in ROW_ARRAYS},
+            schema=self._schema,
         )
         return Labelled(
             rows,
@@ -258,25 +309,12 @@ class _Pool:
         return arrays | _texts("versions", [self._versions[s] for s in slots])
 
     def load(self, ids: list[str], arrays: dict[str, NDArray[Any]]) -> list[int]:
-        rows = Rows(ids, **{name: arrays[name] for name in _ROW_ARRAYS})
+        rows = Rows(ids, **{name: arrays[name] for name in ROW_ARRAYS}, schema=self._schema)
         return self.put(rows, arrays["served"], _untexts("versions", arrays))
 
 
 def _kind(record: Any) -> bytes:
     return next((value for name, value in record.headers if name == wire.KIND), wire.EXAMPLES)
-
-
-def _concat(parts: Sequence[Labelled]) -> Labelled:
-    if len(parts) == 1:
-        return parts[0]
-    return Labelled(
-        Rows.concat([p.rows for p in parts]),
-        np.concatenate([p.served for p in parts]),
-        [v for p in parts for v in p.version],
-        np.concatenate([p.label for p in parts]),
-        np.concatenate([p.known_ms for p in parts]),
-        np.concatenate([p.default for p in parts]),
-    )
 
 
 def _texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -19,11 +19,11 @@ def prepare(task: Task, settings: Settings) -> Settings:
     partitions = create_topics(settings.kafka, {topics.events: layout[topics.events]})[topics.events]
     layout = topics.layout(partitions)
     for name, found in create_topics(settings.kafka, layout).items():
-        if (
-            found != layout[name][0] and name != topics.labels
-        ):  # labels are re-keyed, any number of partitions does
-            raise UserError(
-                f"topic {name} has {found} partitions, {topics.events} has {partitions}: they must be equal",
-                f"make {name} with {layout[name][0]} partitions, or delete it and Driftline makes it",
-            )
+        wanted = layout[name][0]
+        if found == wanted or name == topics.labels or (found > wanted and name in topics.may_be_wider):
+            continue
+        raise UserError(
+            f"topic {name} has {found} partitions, and {wanted} are needed beside {topics.events}",
+            f"make {name} with {wanted} partitions, or delete it and Driftline makes it",
+        )
     return replace(settings, partitions=partitions)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = 0
-_CACHE_LIMIT = 1_000_000
 
 
 class Pseudonymiser:
@@ -21,9 +20,17 @@ class Pseudonymiser:
     Numbers and their text are the same value (5 and "5"), since a label may come as text where the event had a number.
     """
 
+    remember = 1_000_000
+    """Values of a field whose pseudonyms are remembered, about; then it starts anew."""
+
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._cache: dict[str, dict[object, int]] = {}
+
+    @property
+    def cached(self) -> int:
+        """How many pseudonyms are remembered."""
+        return sum(map(len, self._cache.values()))
 
     def one(self, field: str, value: object) -> int:
         """The pseudonym of one value of `field`."""
@@ -31,14 +38,19 @@ class Pseudonymiser:
 
     def text(self, field: str, value: object) -> str:
         """The pseudonym as 16 hexadecimal digits, for ids that travel as text."""
-        return f"{self.one(field, value) & 0xFFFFFFFFFFFFFFFF:016x}"
+        return self.texts(field, [value])[0]
+
+    def texts(self, field: str, values: Sequence[object]) -> list[str]:
+        """The pseudonyms of `n` values as `text` gives them. They are not remembered: an id comes once."""
+        salt = _salt(field)
+        return [f"{self._hash(salt, value) & 0xFFFFFFFFFFFFFFFF:016x}" for value in values]
 
     def column(self, field: str, values: Sequence[object]) -> NDArray[np.int64]:
         """Pseudonyms int64 [n] of `n` values (str, int, float, bool or None)."""
         cache = self._cache.setdefault(field, {})
-        if len(cache) > _CACHE_LIMIT:
+        if len(cache) > self.remember:
             cache.clear()
-        salt = hashlib.blake2b(field.encode(), digest_size=16).digest()  # any length of name
+        salt = _salt(field)
         out = []
         for value in values:
             pseudonym = cache.get(value) if type(value) is str else None
@@ -54,6 +66,11 @@ class Pseudonymiser:
             return MISSING
         digest = hashlib.blake2b(_text(value).encode(), digest_size=8, key=self._secret, person=salt).digest()
         return int.from_bytes(digest, "little", signed=True) or 1
+
+
+def _salt(field: str) -> bytes:
+    """16 bytes for a name of any length, so that equal values of two fields have different pseudonyms."""
+    return hashlib.blake2b(field.encode(), digest_size=16).digest()
 
 
 def _text(value: object) -> str:

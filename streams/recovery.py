@@ -1,8 +1,8 @@
 """Replay of a stretch of a log into a state: from a snapshot's offset up to the committed one, without output."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.types import TP
@@ -10,6 +10,28 @@ from faust.types import TP
 from streams.topics import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
+_WAIT_MS = 500
+
+
+class Log(Protocol):
+    """What a replay needs of a Kafka consumer; the five methods are aiokafka's."""
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read these partitions and no others."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read on at `offset`."""
+
+    def position(self, partition: TopicPartition) -> Awaitable[int]:
+        """The offset behind all that was handed out or passed over (markers, aborted records)."""
+
+    def beginning_offsets(
+        self, partitions: Iterable[TopicPartition]
+    ) -> Awaitable[Mapping[TopicPartition, int]]:
+        """The oldest offset that is still kept."""
+
+    def getmany(self, *, timeout_ms: int) -> Awaitable[Mapping[TopicPartition, Sequence[Any]]]:
+        """Some more records, by partition and in order; none when there were none for so long."""
 
 
 async def replay(kafka: str, tp: TP, first: int, end: int, fold: Callable[[Sequence[Any]], Any]) -> None:
@@ -20,7 +42,6 @@ async def replay(kafka: str, tp: TP, first: int, end: int, fold: Callable[[Seque
     """
     if first >= end:
         return
-    at = TopicPartition(*tp)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka.split(","),
         isolation_level="read_committed",
@@ -31,20 +52,28 @@ async def replay(kafka: str, tp: TP, first: int, end: int, fold: Callable[[Seque
     )
     await consumer.start()
     try:
-        consumer.assign([at])
-        oldest = (await consumer.beginning_offsets([at]))[at]
-        if oldest > first:
-            log.warning(
-                "%s: offsets %d to %d are gone (retention); their events are missing in the features",
-                tp,
-                first,
-                oldest,
-            )
-        consumer.seek(at, max(first, oldest))
-        while await consumer.position(at) < end:
-            for records in (await consumer.getmany(timeout_ms=500)).values():
-                kept = [record for record in records if record.offset < end]
-                if kept:
-                    fold(kept)
+        await replay_from(consumer, tp, first, end, fold)
     finally:
         await consumer.stop()
+
+
+async def replay_from(
+    source: Log, tp: TP, first: int, end: int, fold: Callable[[Sequence[Any]], Any]
+) -> None:
+    """See `replay`; `source` is a started consumer without any partition yet."""
+    at = TopicPartition(*tp)
+    source.assign([at])
+    oldest = (await source.beginning_offsets([at]))[at]
+    if oldest > first:
+        log.warning(
+            "%s: offsets %d to %d are gone (retention); their events are missing in the features",
+            tp,
+            first,
+            min(oldest, end) - 1,
+        )
+    source.seek(at, max(first, oldest))
+    while await source.position(at) < end:
+        for records in (await source.getmany(timeout_ms=_WAIT_MS)).values():
+            kept = [record for record in records if record.offset < end]
+            if kept:
+                fold(kept)

@@ -72,7 +72,6 @@ def _run_alone(
         )
     cluster = Cluster(task, settings, say=lambda text: console.print(f"  {text}", style="dim"))
     with cluster:
-        console.print("  roles start: archive, join, learn, serve", style="dim")
         await_ready(cluster)
         feeding = Feeding(replay, speed, resume)
         with View(console, task, replay.events, None) as view:
@@ -81,9 +80,9 @@ def _run_alone(
     facts = {
         "task": task.name,
         "events": feeding.events,
-        "predictions": len(watch.predicted),
+        "predictions": len(watch.predicted) - watch.earlier[0],
         "doubled": watch.doubled,
-        "dead_letters": watch.dead_letters,
+        "dead_letters": watch.dead_letters - watch.earlier[1],
         "alerts": len(watch.alerts),
         "swaps": len(watch.swaps),
     }

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from infra.errors import UserError
+from infra.kafka import committed_offsets, end_offsets
 from streams.cluster import Cluster
 from streams.feed import Item, Progress, feed
 from streams.task import Task
+from streams.topics import Topics
 from streams.watch import Watch
 
 READY_S, PREDICT_S, LEARN_S = 120.0, 60.0, 60.0
@@ -118,16 +120,18 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
         feeding.stop.set()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
-    thread.start()
     try:
-        finish = _Finish(feeding, watch)
+        watch.catch_up()
+        thread.start()
+        finish = _Finish(feeding, watch, lambda: _all_read(cluster))
         while not finish.reached(time.monotonic()):
             watch.poll(_POLL_S)
             cluster.poll()
             show(watch, feeding)
     finally:
         feeding.stop.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         watch.close()
         signal.signal(signal.SIGINT, before)
     if feeding.error is not None:
@@ -135,11 +139,19 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
     return watch
 
 
-class _Finish:
-    """Decides when a run is over: all predicted, then no new evaluation for a while, with limits on both."""
+def _all_read(cluster: Cluster) -> bool:
+    """Whether serve has committed every event that is in Kafka."""
+    kafka, task = cluster.settings.kafka, cluster.task
+    topic = Topics.of(task).events
+    done = committed_offsets(kafka, f"driftline-{task.name}-serve", topic)
+    return all(done.get(partition, 0) >= end for partition, end in end_offsets(kafka, topic).items())
 
-    def __init__(self, feeding: Feeding, watch: Watch) -> None:
-        self._feeding, self._watch = feeding, watch
+
+class _Finish:
+    """Decides when a run is over: all answered, then no new evaluation for a while, with limits on both."""
+
+    def __init__(self, feeding: Feeding, watch: Watch, all_read: Callable[[], bool]) -> None:
+        self._feeding, self._watch, self._all_read = feeding, watch, all_read
         self._seen, self._moved_at = -1, 0.0
         self._predicted_at: float | None = None
         self._evaluations, self._quiet_since = 0, 0.0
@@ -147,14 +159,21 @@ class _Finish:
     def reached(self, now: float) -> bool:
         if not self._feeding.done:
             return False
-        answered = len(self._watch.predicted) + self._watch.dead_letters
-        if answered != self._seen:
-            self._seen, self._moved_at = answered, now
-        if answered < self._feeding.events:
-            return now - self._moved_at > PREDICT_S  # duplicates are never answered, so this must end too
         if self._predicted_at is None:
+            if not self._all_answered(now):
+                return False
             self._predicted_at = self._quiet_since = now
         evaluations = len(self._watch.metrics.get("served", ()))
         if evaluations != self._evaluations:
             self._evaluations, self._quiet_since = evaluations, now
         return now - self._quiet_since > _QUIET_S or now - self._predicted_at > LEARN_S
+
+    def _all_answered(self, now: float) -> bool:
+        """An answer for every event, or silence: duplicates are never answered, so this must end without them too."""
+        answered = self._watch.answered
+        if answered != self._seen:
+            self._seen, self._moved_at = answered, now
+        if answered >= self._feeding.events:
+            return True
+        silent = now - self._moved_at
+        return silent > _QUIET_S and (self._all_read() or silent > PREDICT_S)

@@ -5,6 +5,7 @@ checksummed; a half-written or damaged one is skipped and the one before it is u
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.state import CorruptSnapshot, load_state, save_state
-from infra.blobs import Blobs
+from infra.blobs import BlobMissing, Blobs
 
 log = logging.getLogger(__name__)
 _KEEP = 3
 _FINGERPRINT = "fingerprint"
+_NAME = re.compile(r"\d{20}(?:-\d{20})*\.state")
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,33 @@ class Snapshots:
             self.blobs.delete(path)
 
     def newest(self, committed: Sequence[int]) -> tuple[list[int], dict[str, NDArray[Any]]] | None:
-        """The newest usable snapshot at or below the committed offsets: (its offsets, its arrays)."""
+        """The newest usable snapshot at or below the committed offsets: (its offsets, its arrays).
+
+        The caller owns the partition. A snapshot above what is committed then belongs to another life of the topic
+        (it was deleted and made anew); it is removed, or it would be taken for ours once we have come so far.
+        """
         for offsets, path in reversed(self._found()):
-            if len(offsets) != len(committed) or any(o > c for o, c in zip(offsets, committed, strict=True)):
+            if len(offsets) != len(committed):
                 continue
-            try:
-                arrays = load_state(self.blobs.get(path))
-            except CorruptSnapshot as error:
-                log.warning("snapshot %s is damaged (%s); using the one before it", path, error)
+            if any(o > c for o, c in zip(offsets, committed, strict=True)):
+                log.warning("snapshot %s is ahead of what is committed; it is removed", path)
+                self.blobs.delete(path)
                 continue
-            mark = arrays.pop(_FINGERPRINT, np.zeros(0, np.uint8)).tobytes().decode()
-            if mark == self.fingerprint:
+            arrays = self._load(path)
+            if arrays is not None:
                 return offsets, arrays
-            log.warning("snapshot %s belongs to another definition of the features; it is not used", path)
+        return None
+
+    def _load(self, path: str) -> dict[str, NDArray[Any]] | None:
+        try:
+            arrays = load_state(self.blobs.get(path))
+        except (CorruptSnapshot, BlobMissing, OSError) as error:
+            log.warning("snapshot %s cannot be used (%s); trying the one before it", path, error)
+            return None
+        mark = arrays.pop(_FINGERPRINT, np.zeros(0, np.uint8)).tobytes()
+        if mark == self.fingerprint.encode():
+            return arrays
+        log.warning("snapshot %s was made for another version of the task file; it is not used", path)
         return None
 
     def _path(self, offsets: Sequence[int]) -> str:
@@ -59,6 +75,6 @@ class Snapshots:
         found = []
         for path in self.blobs.list(self.prefix + "/"):
             name = path.rsplit("/", 1)[-1]
-            if name.endswith(".state"):
+            if _NAME.fullmatch(name):
                 found.append(([int(part) for part in name.removesuffix(".state").split("-")], path))
         return sorted(found)

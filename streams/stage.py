@@ -7,6 +7,7 @@ replay of the log exact.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +19,21 @@ from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
 from streams.events import Broken, EventDecoder
 from streams.privacy import Pseudonymiser
+from streams.rows import Rows
 from streams.task import Task
-from streams.wire import Rows, decode_feedback, decode_rows
+from streams.wire import Damaged, decode_feedback, decode_rows
 
+log = logging.getLogger(__name__)
 _BEGINNING = -(2**62)
+_FORMAT = 2  # of a snapshot: one that was written otherwise must not be loaded
 
 
 @dataclass
 class Folded:
-    """What a fold produced: rows with this stage's features filled in, and what was not used."""
+    """What a fold produced: rows with this stage's features filled in, and what was not used.
+
+    `features` float32 [n, F] are this stage's columns of `rows.numbers`; `broken` is in offset order.
+    """
 
     rows: Rows
     features: NDArray[np.float32]
@@ -44,7 +51,9 @@ class StagePartition:
         self._state = EntityState(self.view) if self.view else None
         self._columns = self._feature_columns()
         self._decoder = EventDecoder(task, pseudonymiser)
-        self._seen = SeenIds(task.serving.dedup_ms)
+        # An event that runs ahead must not make the ids of the present look old.
+        self._remember_ms = task.serving.dedup_ms + task.serving.max_future_ms
+        self._seen = SeenIds(self._remember_ms)
         self._watermark_ms = _BEGINNING
 
     def _feature_columns(self) -> slice:
@@ -52,6 +61,14 @@ class StagePartition:
             return slice(0, 0)
         first = self.task.numbers.index(self.view.columns[0])
         return slice(first, first + len(self.view.columns))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that gives a snapshot its meaning; another one must not be restored."""
+        serving = self.task.serving
+        limits = (self._remember_ms, serving.allowed_lateness_ms, serving.late)
+        text = repr((_FORMAT, self.task.rows_hash, self.index, limits if self.index == 0 else ()))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def entities(self) -> int:
@@ -62,13 +79,23 @@ class StagePartition:
         """Fold records of the stage's log, in offset order."""
         if self.index == 0:
             return self._fold_events(records)
-        rows = Rows.concat([decode_rows(r.value) for r in records]) if records else Rows.empty(self.task)
-        return Folded(rows, self._fill(rows))
+        parts, broken = [], []
+        for record in records:
+            try:
+                parts.append(decode_rows(record.value, self.task.rows_hash))
+            except Damaged as error:
+                broken.append(Broken(record, "damaged", str(error)))
+        rows = Rows.concat(parts) if parts else Rows.empty(self.task)
+        return Folded(rows, self._fill(rows), broken)
 
     def fold_feedback(self, records: Sequence[Any]) -> None:
         """Fold labels that came back for this stage's entity; they commute with events."""
         for record in records:
-            feedback = decode_feedback(record.value)
+            try:
+                feedback = decode_feedback(record.value)
+            except Damaged as error:
+                log.error("%s[%s]@%s: %s", record.topic, record.partition, record.offset, error)
+                continue
             if self._state is not None:
                 self._state.add_labels(feedback.keys, feedback.known_ms, feedback.label)
 
@@ -78,27 +105,33 @@ class StagePartition:
         duplicates = int(len(rows) - fresh.sum())
         if duplicates:
             rows = rows.take(fresh)
-        late = self._mark_late(rows.event_ms)
+        late = self._mark_late(rows)
         rows = rows.with_late(late)
         if late.any() and self.task.serving.late == "dead_letter":
             by_offset = {r.offset: r for r in records}
             for offset in rows.offset[late].tolist():
                 detail = "older than the newest event of its partition by more than serving.allowed_lateness"
                 broken.append(Broken(by_offset[offset], "late", detail))
+            broken.sort(key=lambda letter: letter.record.offset)
             rows = rows.take(~late)
         return Folded(rows, self._fill(rows), broken, duplicates)
 
-    def _mark_late(self, event_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Events older than the watermark: the newest event time before them minus the allowed lateness."""
-        newest = np.maximum.accumulate(np.concatenate([[self._watermark_ms], event_ms]))
+    def _mark_late(self, rows: Rows) -> NDArray[np.bool_]:
+        """Events older than the newest event time before them by more than the allowed lateness.
+
+        An event time ahead of Kafka's own clock counts as that clock: one producer's wrong clock must not make
+        everyone else late.
+        """
+        times = np.minimum(rows.event_ms, rows.received_ms)
+        newest = np.maximum.accumulate(np.concatenate([[self._watermark_ms], times]))
         self._watermark_ms = int(newest[-1])
-        late: NDArray[np.bool_] = event_ms < newest[:-1] - self.task.serving.allowed_lateness_ms
+        late: NDArray[np.bool_] = rows.event_ms < newest[:-1] - self.task.serving.allowed_lateness_ms
         return late
 
     def _fill(self, rows: Rows) -> NDArray[np.float32]:
         """Read each row's features, then add the row; late rows are read but not added."""
         if self._state is None or self.view is None or not len(rows):
-            return np.zeros((len(rows), 0), np.float32)
+            return np.zeros((len(rows), len(self.view.columns) if self.view else 0), np.float32)
         at = [self.task.number_fields.index(name) for name in self.view.values]
         values = {name: rows.values[:, i] for name, i in zip(self.view.values, at, strict=True)}
         features = self._state.update(rows.keys[:, self.index], rows.event_ms, values, ~rows.late)
@@ -114,9 +147,9 @@ class StagePartition:
         return arrays
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Go back to a snapshot of the same stage of a task with the same schema."""
+        """Go back to a snapshot of the same `fingerprint`."""
         self._watermark_ms = int(arrays["watermark_ms"][0])
-        self._seen = SeenIds.restore(self.task.serving.dedup_ms, _under("seen.", arrays))
+        self._seen = SeenIds.restore(self._remember_ms, _under("seen.", arrays))
         if self.view is not None:
             self._state = EntityState.restore(self.view, _under("state.", arrays))
 

@@ -100,6 +100,17 @@ class Serving:
 
 
 @dataclass(frozen=True)
+class TopicNames:
+    """Kafka topics that the task file names; None for one that Driftline names itself (see `streams.topics`)."""
+
+    events: str | None = None
+    labels: str | None = None
+    predictions: str | None = None
+    drift_alerts: str | None = None
+    dead_letters: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """Everything a task file says, checked. `views` maps an entity's name to its features, if it has any.
 
@@ -119,6 +130,7 @@ class Task:
     challenger: ModelConfig
     drift: DriftConfig
     serving: Serving
+    topics: TopicNames
     path: Path  # absolute
     text: str  # the file as it was read
 
@@ -174,6 +186,15 @@ class Task:
             else None,
         }
         return hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def rows_hash(self) -> str:
+        """32 hex digits that change with everything that the rows between two steps are made of.
+
+        That is the schema, and the number fields that no model and no feature sees but that have a column in a row.
+        """
+        text = json.dumps([self.schema_hash, self.number_fields])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def seed(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from streams.task import Entity, EventSpec, Field
 from streams.task_toml import REQUIRED, Table, listed, nearest, shown
+from streams.times import directives
 
 FIELD = ("type", "required", "min", "max", "max_length", "model")
 TYPES = ("number", "category")
@@ -117,6 +118,11 @@ def _time_format(table: Table) -> str:
     use = f"use {listed(TIME_FORMATS)} or a strptime pattern such as %d/%m/%Y %H:%M:%S"
     if "%" not in value:
         table.fail("time_format", f"event.time_format is {shown(value)}", nearest(value, TIME_FORMATS) + use)
+    if "Z" in directives(value):
+        fix = "use %z, an offset such as +02:00, or send UTC and leave the zone out"
+        table.fail(
+            "time_format", f"event.time_format {shown(value)} has %Z, and names of zones are not unique", fix
+        )
     # A day and an hour above 12, so that no two parts can be taken for each other.
     sample = datetime(2023, 11, 29, 13, 47, 58, tzinfo=UTC)
     try:

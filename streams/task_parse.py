@@ -10,13 +10,27 @@ from featurestore.spec import SpecError, View, parse_views
 from infra.errors import UserError
 from learners.batch import FAMILIES, OPTIMISERS, ModelConfig
 from learners.drift import POLICIES, DriftConfig
-from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task
+from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
+from streams.task_size import LARGEST_MODEL, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
+from streams.topics import Topics
 
 Config = TypeVar("Config", ModelConfig, DriftConfig)
 
-TOP = ("task", "event", "entities", "label", "features", "privacy", "model", "challenger", "drift", "serving")
+TOP = (
+    "task",
+    "event",
+    "entities",
+    "label",
+    "features",
+    "privacy",
+    "model",
+    "challenger",
+    "drift",
+    "serving",
+    "topics",
+)
 TASK = ("name", "kind", "metric", "calendar")
 EVENT = ("id", "key", "time", "time_format", "fields")
 LABEL = ("field", "id", "time", "delay", "window", "missing")
@@ -26,6 +40,8 @@ SERVING = (
     "guarantee", "max_event_bytes", "allowed_lateness", "late", "max_future", "dedup",
     "snapshot_every", "refresh_every", "commit_every",
 )  # fmt: skip
+
+TOPICS = ("events", "labels", "predictions", "drift_alerts", "dead_letters")
 
 CHOICES = {"family": FAMILIES, "optimiser": OPTIMISERS, "policy": POLICIES}
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -61,10 +77,17 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     made = Task(
         name, kind, metric, calendar, event, entities, label, views, _privacy(root, event),
         model, _settings(root.table("challenger"), _usual_challenger(model)),
-        _settings(root.table("drift"), DriftConfig()), _serving(root), path, text,
+        _settings(root.table("drift"), DriftConfig()), _serving(root), _topic_names(root), path, text,
     )  # fmt: skip
     _check_columns(root, made)
-    return made
+    _check_topics(root.table("topics"), Topics.of(made))
+    first, second = root.table("model"), root.table("challenger")
+    chosen = "rows" in first.data
+    return replace(
+        made,
+        model=_sized(first, model, made, chosen),
+        challenger=_sized(second, made.challenger, made, chosen or "rows" in second.data),
+    )
 
 
 def _usual_challenger(model: ModelConfig) -> ModelConfig:
@@ -183,6 +206,45 @@ def _serving(root: Table) -> Serving:
         table.duration("refresh_every", "1s", low="50ms"),
         table.duration("commit_every", "50ms", low="1ms"),
     )
+
+
+def _topic_names(root: Table) -> TopicNames:
+    table = root.table("topics", TOPICS)
+    rule = "1 to 249 of a-z, A-Z, 0-9, dot, underscore and minus"
+    names = {key: table.text(key, f'"my-{key}"', None, r"[a-zA-Z0-9._-]{1,249}", rule) for key in TOPICS}
+    for key, name in names.items():
+        if name in (".", ".."):
+            table.fail(key, f"topics.{key} is {shown(name)}, which Kafka refuses", "give the name of a topic")
+    return TopicNames(**names)
+
+
+def _check_topics(table: Table, topics: Topics) -> None:
+    """No topic has two uses: what one step writes, another would take for its own input."""
+    uses = dict.fromkeys(topics.internal, "Driftline's own")
+    # Names that are given come last: a clash with one that Driftline gives is their fault.
+    for key in sorted(TOPICS, key=lambda key: key in table.data):
+        name = getattr(topics, key)
+        if name in uses:
+            fix = "give each its own topic; one that is left out gets a name of its own"
+            table.fail(key, f"topics.{key} is {shown(name)}, which is {uses[name]} already", fix)
+        uses[name] = f"topics.{key}"
+
+
+def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
+    """A model that travels whole in one record: with fewer rows than usual, unless the file has `chosen` them."""
+    columns = len(task.numbers), len(task.categories)
+    size, rows = whole_model_bytes(config, *columns), fitting_rows(config, *columns)
+    if size <= LARGEST_MODEL:
+        return config
+    if rows and not chosen:
+        return replace(config, rows=rows)
+    fix = "lower embedding or hidden, or give the model fewer columns"
+    if rows:
+        fix = f"lower rows (now {config.rows}) to {rows} or less, or embedding (now {config.embedding})"
+    key = next((key for key in ("rows", "embedding", "hidden") if key in table.data), None)
+    most = f"the {LARGEST_MODEL >> 20} MiB that are sent at once"
+    said = f"a whole model can take {size / 2**20:.1f} MiB, more than {most}"
+    table.fail(key, f"{table.name()}: {said}", fix)
 
 
 def _check_columns(root: Table, task: Task) -> None:

@@ -12,27 +12,35 @@ _HOUR_MS = 3_600_000
 
 @dataclass(frozen=True)
 class Topics:
-    """Topic names of one task. In: events, labels. Out: predictions, drift_alerts, audit, metrics, dead_letters."""
+    """Topic names of one task. In: events, labels. Out: predictions, drift_alerts, audit, metrics, dead_letters.
+
+    The task file may name the first and the last ones itself, `[topics]`; all others begin with the task's name.
+    """
 
     task: str
     entities: tuple[str, ...]
     feedback_entities: tuple[str, ...]
+    events: str
+    labels: str
+    predictions: str
+    drift_alerts: str
+    dead_letters: str
 
     @classmethod
     def of(cls, task: Task) -> "Topics":
         """The topics that `task` needs: one re-keyed topic for each entity after the key's own."""
         fed = tuple(name for name, view in task.views.items() if view.needs_labels)
-        return cls(task.name, tuple(e.name for e in task.entities), fed)
-
-    @property
-    def events(self) -> str:
-        """Events from producers, keyed by the key's entity."""
-        return f"{self.task}.events"
-
-    @property
-    def labels(self) -> str:
-        """Labels from producers."""
-        return f"{self.task}.labels"
+        own = task.topics
+        return cls(
+            task.name,
+            tuple(e.name for e in task.entities),
+            fed,
+            events=own.events or f"{task.name}.events",
+            labels=own.labels or f"{task.name}.labels",
+            predictions=own.predictions or f"{task.name}.predictions",
+            drift_alerts=own.drift_alerts or f"{task.name}.drift-alerts",
+            dead_letters=own.dead_letters or f"{task.name}.dead-letters",
+        )
 
     @property
     def examples(self) -> str:
@@ -41,32 +49,22 @@ class Topics:
 
     @property
     def labelled(self) -> str:
-        """Examples with their labels: the learner's only input."""
+        """Examples with their label: the learner's only input."""
         return f"{self.task}.labelled"
 
     @property
-    def predictions(self) -> str:
-        """The answers."""
-        return f"{self.task}.predictions"
-
-    @property
     def model_updates(self) -> str:
-        """Refreshes and swaps, from the learner to serving."""
+        """Refreshes and swaps, from the learner to the serve workers."""
         return f"{self.task}.model-updates"
 
     @property
-    def drift_alerts(self) -> str:
-        """Alarms of the detectors."""
-        return f"{self.task}.drift-alerts"
-
-    @property
     def audit(self) -> str:
-        """Decisions about models, with their evidence."""
+        """Decisions about models, each with its evidence."""
         return f"{self.task}.audit"
 
     @property
     def metrics(self) -> str:
-        """Evaluations of every arm."""
+        """How well each model does, on labelled events."""
         return f"{self.task}.metrics"
 
     @property
@@ -75,9 +73,21 @@ class Topics:
         return f"{self.task}.feature-drift"
 
     @property
-    def dead_letters(self) -> str:
-        """Records that could not be used, as they came."""
-        return f"{self.task}.dead-letters"
+    def internal(self) -> tuple[str, ...]:
+        """Topics whose names are not the task file's to choose."""
+        staged = [self.stage(i) for i in range(1, len(self.entities))]
+        fed = [self.feedback(entity) for entity in self.feedback_entities]
+        own = (self.examples, self.labelled, self.model_updates, self.audit, self.metrics, self.feature_drift)
+        return (*own, *staged, *fed)
+
+    @property
+    def may_be_wider(self) -> frozenset[str]:
+        """Topics that may have other partition counts than Driftline asks for.
+
+        Labels are read from any number of partitions; of the others only the first ones are written to, so more do
+        no harm.
+        """
+        return frozenset((self.labels, self.predictions, self.drift_alerts, self.dead_letters))
 
     def stage(self, index: int) -> str:
         """The log that serve stage `index` folds: events for 0, then one re-keyed topic an entity."""

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from streams.topics import MAX_RECORD_BYTES
@@ -32,6 +33,7 @@ Headers = list[tuple[str, bytes]]
 _BATCH_BYTES = 1 << 20
 _TRANSACTION_TIMEOUT_MS = 30_000
 _OFFSETS_EVERY_S = 0.5
+_COORDINATOR_S, _COORDINATOR_PAUSE_S = 20.0, 0.2
 
 
 @dataclass
@@ -167,13 +169,24 @@ async def committed_offsets(kafka: str, group: str, sources: Sequence[TP]) -> di
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.split(","))
     await admin.start()
     try:
-        found = await admin.list_consumer_group_offsets(
-            group, partitions=[TopicPartition(*tp) for tp in sources]
-        )
+        found = await _stored(admin, group, [TopicPartition(*tp) for tp in sources])
     finally:
         await admin.close()
     offsets = {tp: found.get(TopicPartition(*tp)) for tp in sources}
     return {tp: max(0, stored.offset) if stored else 0 for tp, stored in offsets.items()}
+
+
+async def _stored(admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]) -> Any:
+    """Ask for a group's offsets, again and again while Kafka is still looking for the group's coordinator."""
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + _COORDINATOR_S
+    while True:
+        try:
+            return await admin.list_consumer_group_offsets(group, partitions=places)
+        except KafkaError as error:
+            if not error.retriable or clock() > give_up_at:
+                raise
+        await asyncio.sleep(_COORDINATOR_PAUSE_S)
 
 
 async def _send(producer: AIOKafkaProducer, outputs: Outputs) -> None:

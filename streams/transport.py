@@ -149,6 +149,7 @@ def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> 
         settings: where Kafka listens and where Faust keeps its (empty) data folder.
         max_poll_records: most records in one fetch over all partitions.
     """
+    settings.data.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder, but none above it
     app = faust.App(
         name,
         broker=";".join(f"kafka://{address}" for address in settings.kafka.split(",")),

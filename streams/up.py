@@ -25,7 +25,6 @@ def run_up(task: Task, settings: Settings, *, workers: int, port: int | None) ->
     console.print(f"Driftline runs task [bold]{task.name}[/] on {settings.data}")
     cluster = Cluster(task, settings, workers=workers, port=port, say=lambda text: console.print(f"  {text}"))
     with cluster:
-        console.print("  roles start: archive, join, learn, serve")
         told = False
         while not stop.wait(POLL_S):
             cluster.poll()

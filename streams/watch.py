@@ -14,12 +14,14 @@ from streams.task import Task
 from streams.topics import Topics
 
 _RATE_OVER_S = 5.0
+_CAUGHT_UP_S = 0.5  # silence of the topics after which nothing old is left in them
 
 
 class Watch:
     """Reads predictions, dead letters, alerts, decisions, metrics and model updates, as any consumer could.
 
     `predicted` holds every event id that has a prediction; `doubled` counts predictions beyond the first of an id.
+    `earlier` are the predictions and the dead letters that were there before `catch_up` returned: another run's.
     """
 
     def __init__(self, task: Task, settings: Settings) -> None:
@@ -27,6 +29,7 @@ class Watch:
         self.predicted: set[str] = set()
         self.doubled = 0
         self.dead_letters = 0
+        self.earlier = (0, 0)
         self.alerts: list[dict[str, Any]] = []
         self.decisions: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []  # both, in the order they came
@@ -57,6 +60,17 @@ class Watch:
                 self._handlers[place.topic](record)
             n += len(records)
         return n
+
+    def catch_up(self) -> None:
+        """Take everything that earlier runs have left in the topics."""
+        while self.poll(_CAUGHT_UP_S):
+            pass
+        self.earlier = (len(self.predicted), self.dead_letters)
+
+    @property
+    def answered(self) -> int:
+        """Predictions and dead letters since `catch_up`."""
+        return len(self.predicted) + self.dead_letters - sum(self.earlier)
 
     def close(self) -> None:
         """Let go of Kafka."""

@@ -1,192 +1,86 @@
 """How rows travel between the steps inside Kafka: Arrow IPC, one record batch a Kafka record.
 
 A row is an event after decoding and pseudonymisation, with the features that were computed so far. Column groups are
-fixed-size lists, so that a message of ten rows costs a handful of Arrow columns and not one for each feature.
+fixed-size lists, so that a message of ten rows costs a handful of Arrow columns and not one for each feature. Every
+record of rows names their schema: rows that an older task file left in a topic are told apart and never misread.
 """
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from learners.batch import Batch
-from streams.task import Task
+from streams.rows import Feedback, Labelled, Labels, Rows, cuts
+
+__all__ = [
+    "EXAMPLES", "FEEDBACK", "KIND", "LABELLED", "LABELS", "Damaged", "Feedback", "Labelled", "Labels", "Rows", "cuts",
+    "decode_examples", "decode_feedback", "decode_labelled", "decode_labels", "decode_rows", "encode_examples",
+    "encode_feedback", "encode_labelled", "encode_labels", "encode_rows", "partition_of", "partition_of_id",
+]  # fmt: skip
 
 KIND = "driftline.kind"
 EXAMPLES, LABELS, LABELLED, FEEDBACK = b"examples", b"labels", b"labelled", b"feedback"
 
-
-@dataclass(frozen=True)
-class Rows:
-    """`n` events of one task. `E` entities, `C` model categories, `V` number fields, `N` model numbers.
-
-    Shapes: `ids` n strings; `event_ms`, `received_ms` (Kafka's timestamp of the event), `offset` int64 [n]; `partition`
-    int32 [n] (with `offset`: where the event stands in the events topic); `late` bool [n]; `keys` int64 [n, E];
-    `categories` int64 [n, C]; `values` float64 [n, V]; `numbers` float32 [n, N], NaN where not yet known.
-    """
-
-    ids: list[str]
-    event_ms: NDArray[np.int64]
-    received_ms: NDArray[np.int64]
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    late: NDArray[np.bool_]
-    keys: NDArray[np.int64]
-    categories: NDArray[np.int64]
-    values: NDArray[np.float64]
-    numbers: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, index: NDArray[Any]) -> "Rows":
-        """The rows of a boolean mask [n] or an index array, in that order (a copy)."""
-        if index.dtype == np.bool_:
-            index = np.flatnonzero(index)
-        arrays = {name: getattr(self, name)[index] for name in _ARRAYS}
-        return Rows([self.ids[i] for i in index.tolist()], **arrays)
-
-    def with_late(self, late: NDArray[np.bool_]) -> "Rows":
-        """The same rows with other late marks."""
-        return replace(self, late=late)
-
-    @staticmethod
-    def concat(parts: Sequence["Rows"]) -> "Rows":
-        """All rows in order; at least one part is needed."""
-        if len(parts) == 1:
-            return parts[0]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        return Rows([i for part in parts for i in part.ids], **arrays)
-
-    @staticmethod
-    def empty(task: Task) -> "Rows":
-        """No rows, with the task's column counts."""
-        return Rows(
-            [],
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.bool_),
-            np.zeros((0, len(task.entities)), np.int64),
-            np.zeros((0, len(task.categories)), np.int64),
-            np.zeros((0, len(task.number_fields)), np.float64),
-            np.zeros((0, len(task.numbers)), np.float32),
-        )
+_SCHEMA = b"driftline.schema"
+T = TypeVar("T")
 
 
-_ARRAYS = (
-    "event_ms",
-    "received_ms",
-    "partition",
-    "offset",
-    "late",
-    "keys",
-    "categories",
-    "values",
-    "numbers",
-)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """`n` labels by event id. `known_ms` int64 [n] is -1 where the label's record does not say when it became known."""
-
-    ids: list[str]
-    label: NDArray[np.float32]
-    known_ms: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """`n` labels on their way to the label rates of one entity: its key, when the label was known, the label."""
-
-    keys: NDArray[np.int64]
-    known_ms: NDArray[np.int64]
-    label: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Rows with their label: the learner's only input. `default` marks labels that are the task's missing value.
-
-    Shapes: `label` float32 [n] (0 or 1), `known_ms` int64 [n], `default` bool [n], `served` float32 [n] (the score that
-    was served), `version` n strings.
-    """
-
-    rows: Rows
-    served: NDArray[np.float32]
-    version: list[str]
-    label: NDArray[np.float32]
-    known_ms: NDArray[np.int64]
-    default: NDArray[np.bool_]
-
-    def batch(self) -> Batch:
-        """The learner's view of the same rows."""
-        rows = self.rows
-        return Batch(
-            rows.ids,
-            rows.event_ms,
-            self.known_ms,
-            rows.numbers,
-            rows.categories,
-            self.served,
-            self.label,
-        )
+class Damaged(ValueError):
+    """Bytes that are not what the step before wrote, or rows of another schema. They must not be used."""
 
 
 def encode_rows(rows: Rows) -> bytes:
     """Arrow IPC stream of one record batch."""
-    return _write(_row_columns(rows))
+    return _write(_row_columns(rows), rows.schema)
 
 
-def decode_rows(data: bytes) -> Rows:
-    """The inverse of `encode_rows`."""
-    return _rows(_read(data))
+def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
+    """The inverse of `encode_rows`. Raises Damaged, also for rows of another schema than `schema`, if given."""
+    return _decoded(data, schema, _rows)
 
 
 def encode_examples(rows: Rows, served: NDArray[np.float32], version: str) -> bytes:
     """Rows exactly as served, with their scores [n] and the version that made all of them."""
-    return _write(
-        {**_row_columns(rows), "served": pa.array(served), "version": _constant(version, len(rows))}
-    )
+    columns = {"served": pa.array(served), "version": pa.array([version] * len(rows), pa.utf8())}
+    return _write(_row_columns(rows) | columns, rows.schema)
 
 
-def decode_examples(data: bytes) -> tuple[Rows, NDArray[np.float32], list[str]]:
-    """The inverse of `encode_examples`: rows, scores, versions."""
-    batch = _read(data)
-    return _rows(batch), _numpy(batch, "served"), batch.column("version").to_pylist()
+def decode_examples(
+    data: bytes | None, schema: str | None = None
+) -> tuple[Rows, NDArray[np.float32], list[str]]:
+    """The inverse of `encode_examples`: rows, scores, versions. Raises Damaged as `decode_rows` does."""
+    return _decoded(data, schema, lambda b: (_rows(b), _numpy(b, "served", np.float32), _texts(b, "version")))
 
 
 def encode_labelled(labelled: Labelled) -> bytes:
     """Arrow IPC stream of one record batch."""
-    return _write(
-        {
-            **_row_columns(labelled.rows),
-            "served": pa.array(labelled.served),
-            "version": pa.array(labelled.version, pa.utf8()),
-            "label": pa.array(labelled.label),
-            "known_ms": pa.array(labelled.known_ms),
-            "default": pa.array(labelled.default.view(np.uint8)),
-        }
-    )
+    columns = {
+        "served": pa.array(labelled.served),
+        "version": pa.array(labelled.version, pa.utf8()),
+        "label": pa.array(labelled.label),
+        "known_ms": pa.array(labelled.known_ms),
+        "default": pa.array(labelled.default.view(np.uint8)),
+    }
+    return _write(_row_columns(labelled.rows) | columns, labelled.rows.schema)
 
 
-def decode_labelled(data: bytes) -> Labelled:
-    """The inverse of `encode_labelled`."""
-    batch = _read(data)
-    return Labelled(
-        _rows(batch),
-        _numpy(batch, "served"),
-        batch.column("version").to_pylist(),
-        _numpy(batch, "label"),
-        _numpy(batch, "known_ms"),
-        _numpy(batch, "default").astype(np.bool_),
-    )
+def decode_labelled(data: bytes | None, schema: str | None = None) -> Labelled:
+    """The inverse of `encode_labelled`. Raises Damaged as `decode_rows` does."""
+
+    def read(batch: pa.RecordBatch) -> Labelled:
+        return Labelled(
+            _rows(batch),
+            _numpy(batch, "served", np.float32),
+            _texts(batch, "version"),
+            _numpy(batch, "label", np.float32),
+            _numpy(batch, "known_ms", np.int64),
+            _numpy(batch, "default", np.uint8).astype(np.bool_),
+        )
+
+    return _decoded(data, schema, read)
 
 
 def encode_labels(labels: Labels) -> bytes:
@@ -200,10 +94,13 @@ def encode_labels(labels: Labels) -> bytes:
     )
 
 
-def decode_labels(data: bytes) -> Labels:
-    """The inverse of `encode_labels`."""
-    batch = _read(data)
-    return Labels(batch.column("id").to_pylist(), _numpy(batch, "label"), _numpy(batch, "known_ms"))
+def decode_labels(data: bytes | None) -> Labels:
+    """The inverse of `encode_labels`. Raises Damaged."""
+    return _decoded(
+        data,
+        None,
+        lambda b: Labels(_texts(b, "id"), _numpy(b, "label", np.float32), _numpy(b, "known_ms", np.int64)),
+    )
 
 
 def encode_feedback(feedback: Feedback) -> bytes:
@@ -217,10 +114,15 @@ def encode_feedback(feedback: Feedback) -> bytes:
     )
 
 
-def decode_feedback(data: bytes) -> Feedback:
-    """The inverse of `encode_feedback`."""
-    batch = _read(data)
-    return Feedback(_numpy(batch, "key"), _numpy(batch, "known_ms"), _numpy(batch, "label"))
+def decode_feedback(data: bytes | None) -> Feedback:
+    """The inverse of `encode_feedback`. Raises Damaged."""
+    return _decoded(
+        data,
+        None,
+        lambda b: Feedback(
+            _numpy(b, "key", np.int64), _numpy(b, "known_ms", np.int64), _numpy(b, "label", np.float64)
+        ),
+    )
 
 
 def partition_of(keys: NDArray[np.int64], partitions: int) -> NDArray[np.int64]:
@@ -249,50 +151,69 @@ def _row_columns(rows: Rows) -> dict[str, pa.Array]:
 
 
 def _rows(batch: pa.RecordBatch) -> Rows:
-    n = batch.num_rows
     return Rows(
-        batch.column("id").to_pylist(),
-        _numpy(batch, "event_ms"),
-        _numpy(batch, "received_ms"),
-        _numpy(batch, "partition"),
-        _numpy(batch, "offset"),
-        _numpy(batch, "late").astype(np.bool_),
-        _matrix(batch, "keys", n),
-        _matrix(batch, "categories", n),
-        _matrix(batch, "values", n),
-        _matrix(batch, "numbers", n).copy(),  # the next stage fills its features in
+        _texts(batch, "id"),
+        _numpy(batch, "event_ms", np.int64),
+        _numpy(batch, "received_ms", np.int64),
+        _numpy(batch, "partition", np.int32),
+        _numpy(batch, "offset", np.int64),
+        _numpy(batch, "late", np.uint8).astype(np.bool_),
+        _matrix(batch, "keys", np.int64),
+        _matrix(batch, "categories", np.int64),
+        _matrix(batch, "values", np.float64),
+        _matrix(batch, "numbers", np.float32).copy(),  # the next stage fills its features in
+        _schema_of(batch),
     )
+
+
+def _schema_of(batch: pa.RecordBatch) -> str:
+    schema: bytes = (batch.schema.metadata or {}).get(_SCHEMA, b"")
+    return schema.decode()
 
 
 def _lists(matrix: NDArray[Any]) -> pa.Array:
     """A matrix [n, k] as fixed-size lists; k = 0 is written as one column of zeros, since Arrow has no empty width."""
     n, width = matrix.shape
     if width == 0:
-        matrix, width = np.zeros((n, 1), matrix.dtype), 1
+        matrix = np.zeros((n, 1), matrix.dtype)
         return pa.FixedSizeListArray.from_arrays(
             pa.array(matrix.ravel()), type=pa.list_(pa.field("none", pa.from_numpy_dtype(matrix.dtype)), 1)
         )
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).ravel()), width)
 
 
-def _matrix(batch: pa.RecordBatch, name: str, n: int) -> NDArray[Any]:
+def _matrix(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:
     column = batch.column(name)
-    flat = column.flatten().to_numpy(zero_copy_only=True)
-    width = 0 if column.type.value_field.name == "none" else column.type.list_size
-    return flat.reshape(n, -1)[:, :width] if n else np.zeros((0, width), flat.dtype)
+    if not pa.types.is_fixed_size_list(column.type):
+        raise Damaged(f"the column {name} is {column.type}")
+    values = column.type.value_field
+    if values.type != pa.from_numpy_dtype(dtype):
+        raise Damaged(f"the column {name} holds {values.type}")
+    width, size = 0 if values.name == "none" else column.type.list_size, column.type.list_size
+    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(batch.num_rows, size)[:, :width]
 
 
-def _numpy(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    array: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
+def _numpy(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:
+    column = batch.column(name)
+    if column.type != pa.from_numpy_dtype(dtype):
+        raise Damaged(f"the column {name} is {column.type}")
+    array: NDArray[Any] = column.to_numpy(zero_copy_only=True)
     return array
 
 
-def _constant(text: str, n: int) -> pa.Array:
-    return pa.array([text] * n, pa.utf8())
+def _texts(batch: pa.RecordBatch, name: str) -> list[str]:
+    column = batch.column(name)
+    if column.type != pa.utf8():
+        raise Damaged(f"the column {name} is {column.type}")
+    texts: list[str] = column.to_pylist()
+    return texts
 
 
-def _write(columns: dict[str, pa.Array]) -> bytes:
+def _write(columns: dict[str, pa.Array], schema: str = "") -> bytes:
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    if schema:
+        batch = batch.replace_schema_metadata({_SCHEMA: schema.encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -300,6 +221,18 @@ def _write(columns: dict[str, pa.Array]) -> bytes:
     return data
 
 
-def _read(data: bytes) -> pa.RecordBatch:
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
+def _decoded(data: bytes | None, schema: str | None, read: Callable[[pa.RecordBatch], T]) -> T:
+    """What `read` makes of the record batch in `data`; every way in which it can be wrong becomes Damaged."""
+    if not data:
+        raise Damaged("the record is empty")
+    try:
+        with pa.ipc.open_stream(data) as reader:
+            batch = reader.read_next_batch()
+        batch.validate(full=True)  # offsets that point outside would otherwise be followed
+        if schema is not None and _schema_of(batch) != schema:
+            raise Damaged("the rows were made for another version of the task file")
+        return read(batch)
+    except Damaged:
+        raise
+    except (pa.ArrowException, ValueError, KeyError, OSError, StopIteration, MemoryError) as error:
+        raise Damaged(f"not the columns of a step: {type(error).__name__} {error}"[:200]) from None

@@ -4,6 +4,7 @@ What is not installed skips the tests that need it, with the reason.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -58,19 +60,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Redis without persistence."""
     home, port = tmp_path_factory.mktemp("redis"), free_port()
-    options = [
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--dir",
-        str(home),
-    ]
-    with _running([_program("redis-server"), *options], home / "redis.log", lambda: is_listening(port)):
+    where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(home)]
+    command = [_program("redis-server"), *where, "--save", "", "--appendonly", "no"]
+    with _running(command, home / "redis.log", lambda: is_listening(port)):
         yield Server(f"127.0.0.1:{port}")
 
 
@@ -83,6 +75,20 @@ def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     config.write_text(_CLICKHOUSE.format(home=home, tcp=tcp, http=http))
     with _running([program, f"--config-file={config}"], home / "console.log", lambda: is_listening(tcp)):
         yield f"clickhouse://127.0.0.1:{tcp}/default"
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Makes names for topics, groups and tasks on the shared servers: `unique("clicks")` is "clicks-1f0c9a2e".
+
+    Only a-z, 0-9 and "-" are in them, as in a task's name. Without an argument the test's own name leads.
+    """
+
+    def name(start: str = "") -> str:
+        words = start or request.node.originalname.removeprefix("test_")[:30]
+        return f"{re.sub('[^a-z0-9]+', '-', words.lower()).strip('-')}-{uuid4().hex[:8]}"
+
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         funcargs: dict[str, Any] = getattr(item, "funcargs", {})
         for value in funcargs.values():
-            tails = getattr(value, "tails", None)
-            report.sections += [(f"the end of {name}", text) for name, text in tails or ()]
+            if hasattr(value, "tails"):
+                report.sections += [(f"the end of {name}", text) for name, text in value.tails()]
     return report

@@ -81,15 +81,23 @@ class Run:
 
     def wait_for(self, text: str) -> "Run":
         """Wait until it has said `text`; fails when it ends before."""
-        ended = self.process.poll
-        until(lambda: text in self.output or ended() is not None, f"{text!r} in the output:\n{self.output}")
-        assert text in self.output, f"ended with exit code {ended()} and without {text!r}:\n{self.output}"
+
+        def said() -> bool:
+            if text not in self.output:
+                self.check_alive()
+            return text in self.output
+
+        until(said, f"{text!r} in the output")
         return self
+
+    def check_alive(self) -> None:
+        """Fails when it has ended."""
+        assert self.process.poll() is None, f"it ended with exit code {self.process.poll()}:\n{self.output}"
 
     @property
     def kafka(self) -> str:
-        """Address of the Kafka that `driftline up` told."""
-        return re.findall(r"on (127\.0\.0\.1:\d+); predictions", self.output)[-1]
+        """Address of the embedded Kafka that it told."""
+        return str(re.findall(r"Kafka listens on (\S+)", self.output)[-1])
 
     def role_pid(self, role: str) -> int:
         """Process id of the role's worker itself, not of its guard; waits for one."""
@@ -132,7 +140,8 @@ class Run:
 
     def tails(self) -> Iterator[tuple[str, str]]:
         """(name, last lines) of its output and of every log under its folder."""
-        for path in [self.output_path, *sorted(self.data.rglob("*.log"))]:
+        logs = [*sorted(self.data.glob("**/logs/*.log")), *self.data.glob("**/kafka.log")]
+        for path in [self.output_path, *logs]:
             lines = path.read_bytes().decode(errors="replace").splitlines()
             yield path.name, "\n".join(lines[-_TAIL:])
 
@@ -161,13 +170,13 @@ def _run(run: Run) -> Iterator[Run]:
 
 
 def processes(data: Path) -> dict[int, list[str]]:
-    """Command lines by id of all processes whose environment names `data` (this one's children and theirs)."""
+    """Command lines by id of all processes whose environment names `data` or a folder in it."""
     found = {}
     for process in psutil.process_iter():
         with _gone_is_fine():
-            if process.pid != os.getpid() and process.environ().get("DRIFTLINE_DATA") == str(data):
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found[process.pid] = process.cmdline()
+            ours = f"{process.environ().get('DRIFTLINE_DATA', '')}/".startswith(f"{data}/")
+            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process.cmdline()
     return found
 
 
@@ -200,9 +209,14 @@ def letters(kafka: str, task: str) -> list[tuple[Record, dict[str, str]]]:
     ]
 
 
-def await_serving(kafka: str, task: Task) -> None:
-    """Wait until the task's serve workers have their partitions."""
-    until(lambda: group_ready(kafka, f"driftline-{task.name}-serve"), "serve workers with partitions")
+def await_serving(run: Run, task: Task, kafka: str) -> None:
+    """Wait until the serve worker that runs as `run` has its partitions."""
+
+    def ready() -> bool:
+        run.check_alive()
+        return group_ready(kafka, f"driftline-{task.name}-serve")
+
+    until(ready, "serve workers with partitions")
 
 
 def await_consumed(kafka: str, task: Task, group: str, topic: str) -> None:
@@ -215,6 +229,17 @@ def await_consumed(kafka: str, task: Task, group: str, topic: str) -> None:
         return {p: end - done.get(p, 0) for p, end in wanted.items() if done.get(p, 0) < end}
 
     until(lambda: not behind(), f"{name} to commit all of {topic}")
+
+
+def await_archived(kafka: str, task: Task, topic: str) -> None:
+    """Wait until the archive has committed every record that lies in `topic` now."""
+    last = {record.partition: record.offset for record in read_all(kafka, topic)}
+
+    def archived() -> bool:
+        done = committed_offsets(kafka, f"driftline-{task.name}-archive", topic)
+        return all(done.get(partition, 0) > offset for partition, offset in last.items())
+
+    until(archived, f"the archive of {topic}", every_s=0.5)
 
 
 def await_predictions(kafka: str, task: Task, wanted: set[str]) -> list[dict[str, Any]]:

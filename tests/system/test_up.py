@@ -1,4 +1,4 @@
-"""`driftline up` and a stranger's producers: good, broken, late, duplicate and huge events, a crash, Ctrl-C, kill -9."""
+"""`driftline up` and a stranger's producers: good, broken, late, duplicate and huge events, crashes and Ctrl-C."""
 
 import json
 import random
@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.system import run_support as runs
 
 CLICKS = load_task("clicks")
 COUNT, HALF = 2_000, 1_000
+STEP_MS = 1_000  # event time between two events: a label's window closes while they are sent
 LIMIT = CLICKS.serving.max_event_bytes
 FIELDS = {
     "event_id",
@@ -90,6 +92,7 @@ class Exchange:
     users: Counter[str] = field(default_factory=Counter)
     features: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
+    newest: str = ""
     exit_code: int | None = None
     left: dict[int, list[str]] = field(default_factory=dict)
 
@@ -108,13 +111,9 @@ def exchange(folder: Path) -> Iterator[Exchange]:
     with runs.running(folder, "up", "--task", "clicks") as run:
         found = Exchange(run.wait_for("Ctrl-C stops"))
         printed_lines_work(found)
-        producer = KafkaProducer(
-            bootstrap_servers=run.kafka, max_request_size=16 << 20, retries=5, acks="all"
-        )
-        try:
+        with closing(KafkaProducer(bootstrap_servers=run.kafka, max_request_size=16 << 20)) as producer:
             send(found, producer)
-        finally:
-            producer.close()
+            send_until_learned(found, producer)
         wanted = {*found.sent, *found.by_kcat, *found.late}
         found.predictions = runs.await_predictions(run.kafka, CLICKS, wanted)
         runs.await_consumed(run.kafka, CLICKS, "join", "clicks.labels")
@@ -139,19 +138,19 @@ def printed_lines_work(found: Exchange) -> None:
 
 def send(found: Exchange, producer: KafkaProducer) -> None:
     """Good events with duplicates and labels among them, broken ones, late ones; serve dies half-way."""
-    rng, now = random.Random(4), round(time.time() * 1000)
+    rng, start = random.Random(4), round(time.time() * 1000) - COUNT * STEP_MS
     for number in range(COUNT):
         if number == HALF:
             producer.flush()
             found.run.kill_role("serve")
-        good = event(number, now + number)
+        good = event(number, start + number * STEP_MS)
         key, value = good["user_id"].encode(), json.dumps(good, ensure_ascii=False).encode()
         place = producer.send("clicks.events", key=key, value=value)
         found.sent[good["event_id"]] = (good, place)
         found.users[good["user_id"]] += 1
         if number % 10 == 0:  # the same again at once, and something else under an id that has been used
             producer.send("clicks.events", key=key, value=value)
-            again = event(number, now + number, position=4)
+            again = good | {"position": 4}
             producer.send("clicks.events", key=key, value=json.dumps(again).encode())
         if number % 3 == 0:
             label = {"event_id": good["event_id"], "click": rng.randint(0, 1)}
@@ -161,10 +160,27 @@ def send(found: Exchange, producer: KafkaProducer) -> None:
             send_broken(found, producer, "clicks.events", BROKEN)
     send_broken(found, producer, "clicks.labels", BROKEN_LABELS)
     for number in range(2):
-        late = event(0, now - 3 * 3_600_000, event_id=f"late-{number}", user_id=f"user-{number}")
+        late = event(0, start - 3 * 3_600_000, event_id=f"late-{number}", user_id=f"user-{number}")
         producer.send("clicks.events", key=late["user_id"].encode(), value=json.dumps(late).encode())
         found.late.append(late["event_id"])
     producer.flush()
+
+
+def send_until_learned(found: Exchange, producer: KafkaProducer) -> None:
+    """More events, one after the other, until one is scored by a model that has learned from labels."""
+
+    def learned() -> bool:
+        number = len(found.sent)
+        good = event(number, round(time.time() * 1000))
+        found.newest = good["event_id"]
+        place = producer.send("clicks.events", key=good["user_id"].encode(), value=json.dumps(good).encode())
+        found.sent[found.newest] = (good, place)
+        found.users[good["user_id"]] += 1
+        predictions = runs.await_predictions(found.run.kafka, CLICKS, {found.newest})
+        versions = {row["event_id"]: row["version"] for row in predictions}
+        return bool(versions[found.newest] != versions["ev-0"])
+
+    runs.until(learned, "a model that has learned", every_s=1.0)
 
 
 def send_broken(
@@ -217,11 +233,12 @@ def test_a_prediction_says_everything(exchange: Exchange) -> None:
             assert (row["source"]["partition"], row["source"]["offset"]) == (at.partition, at.offset)
             assert row["received_at"] == at.timestamp
             assert time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(row["event_time"] // 1000)) in str(good)
-    assert len({row["version"] for row in exchange.predictions}) > 1  # labels made newer models
+    versions = {row["event_id"]: row["version"] for row in exchange.predictions}
+    assert versions["ev-0"] != versions[exchange.newest]  # what came in between was learned from
 
 
 def test_each_broken_record_is_one_dead_letter_with_bytes_place_and_reason(exchange: Exchange) -> None:
-    found = Counter()
+    found: Counter[tuple[str, int, int]] = Counter()
     for record, headers in exchange.letters:
         place = (
             headers["driftline.topic"],
@@ -244,9 +261,12 @@ def test_features_reach_feast(exchange: Exchange) -> None:
 
 def test_the_crash_of_a_worker_was_noticed_and_nothing_else_went_wrong(exchange: Exchange) -> None:
     logs = {path.name: path.read_text() for path in (exchange.run.data / "logs").glob("*.log")}
-    assert set(logs) == {"archive.log", "join.log", "learn.log", "serve-1.log"}
+    assert set(logs) >= {"archive.log", "join.log", "learn.log", "serve-1.log"}
     assert [name for name, text in logs.items() if "Traceback" in text] == []
-    assert logs["serve-1.log"].count("clicks.events, 0") >= 2 or "ready at offset" in logs["serve-1.log"]
+    ready = r"'clicks.events', partition=0\) ready at offset (\d+)"
+    offsets = [int(offset) for offset in re.findall(ready, logs["serve-1.log"])]
+    assert len(offsets) == 2
+    assert 0 == offsets[0] < offsets[1]
 
 
 def test_ctrl_c_stops_everything(exchange: Exchange) -> None:
@@ -263,11 +283,10 @@ def test_a_second_up_goes_on_where_the_first_stopped(exchange: Exchange) -> None
         run.wait_for("Ctrl-C stops")
         now = round(time.time() * 1000)
         old = [event(n, now, user_id="user-1") for n in range(0, COUNT, 20)]
-        new = [event(n, now + n) for n in range(COUNT, COUNT + 50)]
-        producer = KafkaProducer(bootstrap_servers=run.kafka)
-        for one in [*old, *new]:
-            producer.send("clicks.events", key=exchange_key(exchange, one), value=json.dumps(one).encode())
-        producer.close()
+        new = [event(n, now + n) for n in range(2 * COUNT, 2 * COUNT + 50)]
+        with closing(KafkaProducer(bootstrap_servers=run.kafka)) as producer:
+            for one in [*old, *new]:
+                producer.send("clicks.events", key=first_key(exchange, one), value=json.dumps(one).encode())
         wanted = {one["event_id"] for one in new}
         seen = Counter(row["event_id"] for row in runs.await_predictions(run.kafka, CLICKS, wanted))
         before = {row["event_id"] for row in exchange.predictions}
@@ -276,10 +295,9 @@ def test_a_second_up_goes_on_where_the_first_stopped(exchange: Exchange) -> None
         run.process.kill()
         run.ended()
         runs.until(lambda: not runs.processes(data), "no process of a killed `up`", 60.0)
-    assert not (data / "run.json").exists() or runs.driftline(data, "serve").returncode == 1
 
 
-def exchange_key(exchange: Exchange, one: dict[str, Any]) -> bytes:
+def first_key(exchange: Exchange, one: dict[str, Any]) -> bytes:
     """The key that the event's id had the first time, since duplicates are looked for within a partition."""
     good, _ = exchange.sent.get(one["event_id"], (one, None))
     return str(good["user_id"]).encode()

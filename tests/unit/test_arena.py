@@ -50,9 +50,14 @@ def stream(seed: int, change: int = CHANGE, rows: int = ROWS) -> Batch:
     return Batch([f"e{i}" for i in range(rows)], moments, moments + 5, numbers, categories, unserved, label)
 
 
-def arena(drift: DriftConfig = DRIFT, challenger: ModelConfig = CHALLENGER, **settings: Any) -> Arena:
+def arena(
+    drift: DriftConfig = DRIFT,
+    challenger: ModelConfig = CHALLENGER,
+    champion: ModelConfig = CHAMPION,
+    **settings: Any,
+) -> Arena:
     usual: dict[str, Any] = {"freeze_at_ms": (CHANGE - 500) * SECOND, "window": 1_000, "device": "cpu"}
-    return Arena(SCHEMA, CHAMPION, challenger, drift, 7, **(usual | settings))
+    return Arena(SCHEMA, champion, challenger, drift, 7, **(usual | settings))
 
 
 def feed(arena: Arena, batch: Batch, step: int = 128) -> list[Event]:
@@ -131,6 +136,8 @@ def test_a_sudden_drift_leads_to_an_alert_a_trial_and_a_better_champion(seed: in
     assert ring.continuous is not None
     assert ring.continuous.examples == ROWS
     assert (ring.challengers, ring.config_of(promote.lineage)) == ([], CHALLENGER)
+    assert [ring.seed_of(lineage) for lineage in ("L1", "L2", "L3")] == [7, 7, 9]
+    assert ring.seed_of(ring.champion.lineage) == ring.champion.seed
 
 
 def test_a_network_with_embeddings_goes_the_same_way() -> None:
@@ -147,11 +154,52 @@ def test_nothing_happens_on_a_stationary_stream() -> None:
         assert (alerts(events), decisions(events)) == ([], [])
 
 
+def test_a_rise_of_the_loss_retires_what_an_alarm_about_inputs_started() -> None:
+    ring = arena(replace(DRIFT, min_events=1_000), freeze_at_ms=None)  # no verdict before the rise
+    feed(ring, stream(0).slice(0, 7_936))
+    ring._start([replace(ALERT, level="input")], now(ring))
+    events = feed(ring, stream(0).slice(7_936, ROWS))
+    assert actions(events)[:5] == ["retire", "retire", "start", "start", "promote"]
+    for retired in decisions(events)[:2]:
+        assert retired.lineage in ("L2", "L3")
+        assert "a newer alarm" in retired.reason
+    alarm = alerts(events)[0].alert_id
+    assert {decision.evidence["alert_id"] for decision in decisions(events)[2:4]} == {alarm}
+
+
+def test_challengers_catch_up_on_what_came_since_the_onset() -> None:
+    ring = arena(freeze_at_ms=None)
+    feed(ring, stream(0).slice(0, 2_048))
+    ring._start([replace(ALERT, since_ms=1_500 * SECOND)], now(ring))
+    assert [challenger.trainer.examples for challenger in ring.challengers] == [548, 548]
+    copy = ring.champion.clone("L2", CHALLENGER)
+    copy.train(stream(0).slice(1_500, 1_536))  # in the same batches as the champion
+    for start in range(1_536, 2_048, 128):
+        copy.train(stream(0).slice(start, start + 128))
+    asked = stream(0).slice(2_048, 2_176)
+    np.testing.assert_array_equal(
+        ring.challengers[0].trainer.score(asked.numbers, asked.categories),
+        copy.score(asked.numbers, asked.categories),
+    )
+
+
+def test_the_champions_metrics_are_those_of_whoever_was_it() -> None:
+    """A promoted challenger brings no record of its own: it would leave out the time before its trial."""
+    ring = arena(window=ROWS, metrics_every=128)
+    used, events = split_at(ring, stream(0), "promote")
+    before = last_row(events, "champion")
+    assert before.n == used
+    row = last_row(feed(ring, stream(0).slice(used, used + 128)), "champion")
+    assert row.lineage == ring.champion.lineage != before.lineage
+    assert row.n == used + 128
+    assert row.log_loss == pytest.approx(before.log_loss, rel=0.05)
+
+
 def test_a_false_alarm_promotes_nothing() -> None:
-    """Challengers of the champion's own kind, where nothing changed: no trial may end in a swap."""
+    """Challengers that learn as the champion does, which has learned all there is: no trial may end in a swap."""
     patient = replace(DRIFT, max_events=3_000)
     for seed in range(5):
-        ring, batch = arena(patient, CHAMPION, freeze_at_ms=None), stream(seed, ROWS, ROWS)
+        ring, batch = arena(patient, champion=CHALLENGER, freeze_at_ms=None), stream(seed, ROWS, ROWS)
         feed(ring, batch.slice(0, 8_000))
         ring._start([ALERT], now(ring))
         ended = actions(feed(ring, batch.slice(8_000, ROWS)))
@@ -169,10 +217,8 @@ def test_every_arm_scores_before_any_learns() -> None:
     assert row.log_loss == pytest.approx(expected)
 
     used, _ = split_at(ring, batch.slice(128, ROWS), "start")
-    assert [challenger.test.count for challenger in ring.challengers] == [
-        0,
-        0,
-    ]  # not on the batch it began with
+    counts = [challenger.test.count for challenger in ring.challengers]
+    assert counts == [0, 0]  # not on the batch it began with
     coming = batch.slice(used, used + 128)
     arms = [ring.champion, *(challenger.trainer for challenger in ring.challengers)]
     losses = [log_loss(coming.label, arm.score(coming.numbers, coming.categories)).mean() for arm in arms]
@@ -197,11 +243,10 @@ def test_the_frozen_arm_never_learns_and_continuous_is_the_champion_until_it_is_
 
 def test_served_metrics_and_the_loss_alarm_are_on_what_was_served() -> None:
     batch = stream(0, ROWS, ROWS)
-    served = np.where(np.arange(ROWS) < 8_000, 0.4, 0.02).astype(
-        np.float32
-    )  # serving goes wrong, not the model
+    # Serving goes wrong, not the model.
+    served = np.where(np.arange(ROWS) < 8_000, 0.4, 0.02).astype(np.float32)
     served[::7] = np.nan
-    ring = arena(challenger=CHAMPION, metrics_every=1, freeze_at_ms=None)
+    ring = arena(champion=CHALLENGER, metrics_every=1, freeze_at_ms=None)
     events = feed(ring, replace(batch, served=served))
     row, known = last_row(events, "served"), np.flatnonzero(np.isfinite(served))[-1_000:]
     assert (row.lineage, row.n) == ("", 1_000)
@@ -234,9 +279,8 @@ def test_a_restart_changes_nothing(stop: str) -> None:
     before = feed(first, batch.slice(0, at))
     files, record = first.state()
     second.load(files, json.loads(json.dumps(record)))
-    assert repr(before + feed(second, batch.slice(at, ROWS))) == repr(
-        expected
-    )  # by text: NaN is not equal to NaN
+    # By text: NaN is not equal to NaN.
+    assert repr(before + feed(second, batch.slice(at, ROWS))) == repr(expected)
     (files, record), (other_files, other_record) = ring.state(), second.state()
     assert other_record == record
     assert other_files.keys() == files.keys()

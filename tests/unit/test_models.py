@@ -8,7 +8,7 @@ import torch
 from infra.errors import UserError
 from learners.batch import FAMILIES, Batch, ModelConfig, Schema
 from learners.models import EventModel, build_model
-from learners.models.base import SCALED_LIMIT, SCALER_ROWS, first_rows
+from learners.models.base import SCALED_LIMIT, SCALER_ROWS, Linear, first_rows
 from learners.models.factorization import CrossNet, DeepFM
 from tests.learner_rows import CONFIG, SCHEMA, rows
 
@@ -177,7 +177,7 @@ def test_the_cross_net_is_the_published_formula_beside_a_net():
     first = torch.cat((scaled[0], table_rows[0, :, 1:].flatten()))
     crossed = first
     for layer in model.crosses:
-        assert isinstance(layer, torch.nn.Linear)
+        assert isinstance(layer, Linear)
         crossed = first * (layer.weight @ crossed + layer.bias) + crossed
     both = torch.cat((crossed, model.deep(first[None])[0]))
     expected = model.output.weight[0] @ both + model.output.bias[0] + table_rows[0, :, 0].sum()

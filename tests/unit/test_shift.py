@@ -114,6 +114,18 @@ def test_a_column_that_goes_missing_is_an_alert_and_so_is_its_return() -> None:
     assert 32_000 < seen_at(second) <= 34_000
 
 
+def test_that_a_column_gets_its_first_values_is_no_alarm_but_a_shift_of_them_later_is_one() -> None:
+    batch, scores = payments(0, 60_000)
+    begins = changed(batch, 0, "seldom", np.nan)
+    values = np.random.default_rng(0).normal(size=42_500)
+    begins = changed(begins, 17_500, "seldom", values)
+    assert feed(ShiftDetector(SCHEMA, CONFIG), begins, scores) == []
+    shifted = changed(begins, 52_500, "seldom", values[35_000:] + 2.0)
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), shifted, scores)
+    assert alert.subject == "seldom"
+    assert 52_500 < seen_at(alert) <= 52_500 + 2 * WINDOW
+
+
 def test_a_new_frequent_category_is_an_alert_though_the_column_has_thousands_of_rare_ones() -> None:
     batch, scores = payments(0, 30_000)
     categories = batch.categories.copy()

@@ -181,6 +181,23 @@ def test_dependencies_are_those_of_the_lock() -> None:
     assert [requirement for requirement in wanted if requirement not in locked] == []
 
 
+def test_what_a_package_needs_besides_code_is_installed_with_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]["package-data"]
+    needed = [
+        path
+        for path in committed()
+        if path.parts[0] in BELOW and path.suffix != ".py" and path.parts[:2] != ("infra", "compose")
+    ]
+    assert {"py.typed", ".feastignore", "clicks.toml"} <= {path.name for path in needed}
+    left_out = [
+        path.as_posix()
+        for path in needed
+        if not any(path.match(f"{path.parts[0]}/{p}") for p in listed[path.parts[0]])
+    ]
+    assert left_out == []
+
+
 def test_no_file_is_long() -> None:
     long = {
         path.as_posix(): lines

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.spec import WINDOW_AGGREGATES
+from infra.errors import UserError
 from learners.batch import ModelConfig
 from learners.drift import DriftConfig
 from streams import task_event, task_parse
@@ -19,6 +20,7 @@ from streams.privacy import Pseudonymiser
 from streams.task import CALENDAR, Entity, Field, Serving, Task, load_task
 from streams.task_parse import parse_task
 from streams.task_toml import duration_ms
+from streams.topics import Topics
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -147,6 +149,19 @@ def test_loading_a_task_needs_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_time_format_that_names_zones_is_refused() -> None:
+    with pytest.raises(UserError, match="has %Z, and names of zones are not unique"):
+        parse(FULL.replace('"epoch_s"', '"%Y-%m-%d %Z"'))
+    assert parse(FULL.replace('"epoch_s"', '"%Y-%m-%d %%Z %z"')).event.time_format == "%Y-%m-%d %%Z %z"
+
+
+def test_the_rows_hash_knows_every_column_on_the_way() -> None:
+    full = parse(FULL)
+    fewer = parse(FULL.replace("tip = ", "tips = "))
+    assert (fewer.schema_hash, fewer.rows_hash != full.rows_hash) == (full.schema_hash, True)
+    assert parse(FULL.replace("learning_rate = 0.01", "learning_rate = 0.02")).rows_hash == full.rows_hash
+
+
 REFERENCE = (ROOT / "docs" / "task-file.md").read_text(encoding="utf-8")
 
 
@@ -173,6 +188,7 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
         ("`[model]` and `[challenger]`", [field.name for field in fields(ModelConfig)]),
         ("`[drift]`", [field.name for field in fields(DriftConfig)]),
         ("`[serving]`", task_parse.SERVING),
+        ("`[topics]`", task_parse.TOPICS),
     ]:
         assert list(section(title)) == list(keys), title
     words = {*task_event.TIME_FORMATS, *task_event.TYPES, *WINDOW_AGGREGATES}
@@ -199,6 +215,10 @@ def test_the_task_files_of_the_reference_load_and_read_its_records() -> None:
     files = [text for text in blocks("toml") if text.startswith("[task]") or "\n[task]" in text]
     smallest, deliveries = map(parse, files)
     assert smallest.numbers
+    topics = Topics.of(deliveries)
+    assert (topics.events, topics.labels, topics.predictions) == (
+        "shop.orders", "shop.handovers", "deliveries.predictions",
+    )  # fmt: skip
     record = namedtuple("record", "value timestamp partition offset")
     events, labels = blocks("json")
     now_ms = 1_800_000_000_000

@@ -1,0 +1,214 @@
+"""The columns that travel between the steps: events, labels, labelled rows, feedback. `wire` makes bytes of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.batch import Batch
+from streams.task import Task
+
+MOST_BYTES = 4 << 20
+"""About the size of one record, in bytes: what is larger is cut (`cuts`), since Kafka refuses too large a record."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`n` events of one task. `E` entities, `C` model categories, `V` number fields, `N` model numbers.
+
+    Shapes: `ids` n strings; `event_ms`, `received_ms` (Kafka's timestamp of the event), `offset` int64 [n]; `partition`
+    int32 [n] (with `offset`: where the event stands in the events topic); `late` bool [n]; `keys` int64 [n, E];
+    `categories` int64 [n, C]; `values` float64 [n, V]; `numbers` float32 [n, N], NaN where not yet known. `schema` is
+    the `Task.rows_hash` of the task that made them.
+    """
+
+    ids: list[str]
+    event_ms: NDArray[np.int64]
+    received_ms: NDArray[np.int64]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    late: NDArray[np.bool_]
+    keys: NDArray[np.int64]
+    categories: NDArray[np.int64]
+    values: NDArray[np.float64]
+    numbers: NDArray[np.float32]
+    schema: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the rows take as a record."""
+        arrays: list[NDArray[Any]] = [getattr(self, name) for name in ROW_ARRAYS]
+        return _text_bytes(self.ids) + sum(array.nbytes for array in arrays)
+
+    def take(self, index: NDArray[Any]) -> "Rows":
+        """The rows of a boolean mask [n] or an index array, in that order (a copy)."""
+        if index.dtype == np.bool_:
+            index = np.flatnonzero(index)
+        arrays = {name: getattr(self, name)[index] for name in ROW_ARRAYS}
+        return Rows([self.ids[i] for i in index.tolist()], **arrays, schema=self.schema)
+
+    def with_late(self, late: NDArray[np.bool_]) -> "Rows":
+        """The same rows with other late marks."""
+        return replace(self, late=late)
+
+    @staticmethod
+    def concat(parts: Sequence["Rows"]) -> "Rows":
+        """All rows in order; at least one part is needed, and all of one schema."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_ARRAYS}
+        return Rows([i for part in parts for i in part.ids], **arrays, schema=parts[0].schema)
+
+    @staticmethod
+    def empty(task: Task) -> "Rows":
+        """No rows, with the task's column counts."""
+        return Rows(
+            [],
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.bool_),
+            np.zeros((0, len(task.entities)), np.int64),
+            np.zeros((0, len(task.categories)), np.int64),
+            np.zeros((0, len(task.number_fields)), np.float64),
+            np.zeros((0, len(task.numbers)), np.float32),
+            task.rows_hash,
+        )
+
+
+ROW_ARRAYS = (
+    "event_ms", "received_ms", "partition", "offset", "late", "keys", "categories", "values", "numbers",
+)  # fmt: skip
+"""The arrays of `Rows`, all of length n."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`n` labels by event id. `known_ms` int64 [n] is -1 where the label's record does not say when it became known."""
+
+    ids: list[str]
+    label: NDArray[np.float32]
+    known_ms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the labels take as a record."""
+        return _text_bytes(self.ids) + self.label.nbytes + self.known_ms.nbytes
+
+    def take(self, index: NDArray[Any]) -> "Labels":
+        """The labels of an index array, in that order."""
+        return Labels([self.ids[i] for i in index.tolist()], self.label[index], self.known_ms[index])
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """`n` labels on their way to the label rates of one entity: its key, when the label was known, the label."""
+
+    keys: NDArray[np.int64]
+    known_ms: NDArray[np.int64]
+    label: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the labels take as a record."""
+        return self.keys.nbytes + self.known_ms.nbytes + self.label.nbytes
+
+    def take(self, index: NDArray[Any]) -> "Feedback":
+        """The labels of an index array, in that order."""
+        return Feedback(self.keys[index], self.known_ms[index], self.label[index])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with their label: the learner's only input. `default` marks labels that are the task's missing value.
+
+    Shapes: `label` float32 [n] (0 or 1), `known_ms` int64 [n], `default` bool [n], `served` float32 [n] (the score that
+    was served), `version` n strings.
+    """
+
+    rows: Rows
+    served: NDArray[np.float32]
+    version: list[str]
+    label: NDArray[np.float32]
+    known_ms: NDArray[np.int64]
+    default: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the rows take as a record."""
+        return self.rows.nbytes + _text_bytes(self.version) + 20 * len(self)
+
+    def take(self, index: NDArray[Any]) -> "Labelled":
+        """The rows of an index array, in that order."""
+        return Labelled(
+            self.rows.take(index),
+            self.served[index],
+            [self.version[i] for i in index.tolist()],
+            self.label[index],
+            self.known_ms[index],
+            self.default[index],
+        )
+
+    @staticmethod
+    def concat(parts: Sequence["Labelled"]) -> "Labelled":
+        """All rows in order; at least one part is needed."""
+        if len(parts) == 1:
+            return parts[0]
+        return Labelled(
+            Rows.concat([part.rows for part in parts]),
+            np.concatenate([part.served for part in parts]),
+            [version for part in parts for version in part.version],
+            np.concatenate([part.label for part in parts]),
+            np.concatenate([part.known_ms for part in parts]),
+            np.concatenate([part.default for part in parts]),
+        )
+
+    def batch(self) -> Batch:
+        """The learner's view of the same rows."""
+        rows = self.rows
+        return Batch(
+            rows.ids,
+            rows.event_ms,
+            self.known_ms,
+            rows.numbers,
+            rows.categories,
+            self.served,
+            self.label,
+        )
+
+
+class _Batch(Protocol):
+    """What `cuts` must know of rows, examples, labels or feedback."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+def cuts(batch: _Batch, most_bytes: int = MOST_BYTES) -> list[NDArray[np.int64]]:
+    """Index arrays that cut `batch` into runs of rows, in order, of about `most_bytes` at most as one record.
+
+    Usage: `for cut in cuts(rows): send(encode_rows(rows.take(cut)))`. No rows give no cut.
+    """
+    pieces = max(1, -(-batch.nbytes // most_bytes))
+    return [part for part in np.array_split(np.arange(len(batch)), pieces) if len(part)]
+
+
+def _text_bytes(texts: Sequence[str]) -> int:
+    return sum(map(len, texts)) + 4 * len(texts)

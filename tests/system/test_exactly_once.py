@@ -1,0 +1,121 @@
+"""Transactions against a real broker: all of one is seen or nothing, and only its newest owner can commit."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from infra.kafka import create_topics, read_all
+from streams.transaction import ExactlyOnce, Outputs, committed_offsets
+
+
+@pytest.fixture
+def topic(broker: Any) -> str:
+    name = f"once-{uuid4().hex[:8]}"
+    create_topics(broker.address, {name: (1, {})})
+    return name
+
+
+def one(topic: str, text: str) -> Outputs:
+    outputs = Outputs()
+    outputs.add(topic, 0, text.encode(), key=b"k", headers=[("h", b"v")])
+    return outputs
+
+
+def texts(broker: Any, topic: str, *, read_committed: bool = True) -> list[str]:
+    records = read_all(broker.address, topic, read_committed=read_committed)
+    return [(record.value or b"").decode() for record in records]
+
+
+def test_outputs_and_offsets_become_visible_together(broker: Any, topic: str) -> None:
+    source = TP(topic, 0)
+
+    async def run() -> None:
+        owner = ExactlyOnce(broker.address, f"{topic}-group", f"{topic}-id")
+        try:
+            assert await owner.open([source]) == {source: 0}
+            await owner.commit(one(topic, "a"), {source: 7})
+            assert await committed_offsets(broker.address, f"{topic}-group", [source]) == {source: 7}
+            await owner.commit(one(topic, "b"), {source: 9})
+        finally:
+            await owner.close()
+        successor = ExactlyOnce(broker.address, f"{topic}-group", f"{topic}-id")
+        try:
+            assert await successor.open([source]) == {source: 9}
+        finally:
+            await successor.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["a", "b"]
+    assert [(r.key, r.headers) for r in read_all(broker.address, topic)] == [(b"k", [("h", b"v")])] * 2
+
+
+def test_a_zombie_cannot_commit_after_its_successor_opened(broker: Any, topic: str) -> None:
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        zombie = ExactlyOnce(broker.address, group, f"{topic}-id")
+        owner = ExactlyOnce(broker.address, group, f"{topic}-id")
+        try:
+            await zombie.open([source])
+            await zombie.commit(one(topic, "before"), {source: 1})
+            assert await owner.open([source]) == {source: 1}
+            with pytest.raises(KafkaError):
+                await zombie.commit(one(topic, "zombie"), {source: 5})
+            assert await committed_offsets(broker.address, group, [source]) == {source: 1}
+            await owner.commit(one(topic, "after"), {source: 2})
+        finally:
+            await owner.close()
+            await zombie.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["before", "after"]
+
+
+def test_what_a_dead_owner_left_open_is_aborted_by_its_successor(broker: Any, topic: str) -> None:
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        dying = AIOKafkaProducer(bootstrap_servers=broker.address, transactional_id=f"{topic}-id")
+        owner = ExactlyOnce(broker.address, group, f"{topic}-id")
+        try:
+            await dying.start()
+            await dying.begin_transaction()
+            await dying.send_and_wait(topic, b"half", partition=0)
+            await dying.send_offsets_to_transaction({TopicPartition(topic, 0): 5}, group)
+            assert await owner.open([source]) == {source: 0}
+            await owner.commit(one(topic, "whole"), {source: 1})
+            with pytest.raises(KafkaError):
+                await dying.commit_transaction()
+        finally:
+            await owner.close()
+            await dying.stop()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["whole"]
+    assert texts(broker, topic, read_committed=False) == ["half", "whole"]
+
+
+def test_a_record_that_fits_no_batch_ends_the_transaction_and_nothing_is_seen(
+    broker: Any, topic: str
+) -> None:
+    source = TP(topic, 0)
+
+    async def run() -> None:
+        owner = ExactlyOnce(broker.address, f"{topic}-group", f"{topic}-id")
+        outputs = one(topic, "small")
+        outputs.add(topic, 0, b"x" * (17 << 20))
+        try:
+            await owner.open([source])
+            with pytest.raises((KafkaError, ValueError)):
+                await owner.commit(outputs, {source: 3})
+        finally:
+            await owner.close()
+        assert await committed_offsets(broker.address, f"{topic}-group", [source]) == {source: 0}
+
+    asyncio.run(run())
+    assert texts(broker, topic) == []

@@ -42,7 +42,7 @@ def complaint(old: str, new: str) -> str:
             56,
             "unknown key servign",
             'did you mean "serving"? keys here are task, event, entities, label, features, privacy, '
-            "model, challenger, drift, serving",
+            "model, challenger, drift, serving, topics",
         ),
         (
             "max_length",

@@ -20,6 +20,7 @@ NAMES: Mapping[str, str] = {
     "labels_total": "labels read",
     "examples_total": "examples that were joined with a label or with the default",
     "trained_total": "examples trained on",
+    "damaged_total": "labelled records that could not be read, or were made for another version of the task file",
     "refreshes_total": "refreshes of the live lineage sent or applied",
     "swaps_total": "swaps to another lineage sent or applied",
     "rejected_updates_total": "model updates that failed verification",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from infra.disk import usable
 from infra.errors import UserError
 from infra.settings import Settings, load_secret
 from streams.running import running
@@ -34,7 +35,8 @@ ROLE_HELP = "One worker of this role, for production: one process or container e
 def main() -> None:
     """Entry point: errors a user can mend end in a sentence and exit code 1, never in a traceback."""
     try:
-        app()
+        with usable(Path.cwd(), "name another place"):
+            app()
     except UserError as error:
         console.file.flush()
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {_plain(error)}")
@@ -73,7 +75,7 @@ def demo(
     events: Annotated[int, typer.Option(help="How many events to stream; 0: the task's default.")] = 0,
     drift: Annotated[
         str, typer.Option(help="KIND@FRACTION: sudden, gradual, recurring, pattern, unit; or none.")
-    ] = "sudden@0.4",
+    ] = "sudden@0.5",
     kafka: KafkaOption = "",
     out: Annotated[Path, typer.Option(help="Folder for report.html and summary.json.")] = Path("."),
 ) -> None:
@@ -195,6 +197,9 @@ def replay(
     out: Annotated[
         Path, typer.Option(help="Folder for report.html and summary.json of a run of its own.")
     ] = Path("."),
+    no_labels: Annotated[
+        bool, typer.Option("--no-labels", help="Send the events only; labels come from elsewhere.")
+    ] = False,
 ) -> None:
     """Stream a file in event-time order, each label when it would have become known.
 
@@ -206,7 +211,7 @@ def replay(
     mapping = dict(_pair(text) for text in columns or [])
     run_replay(
         file, load_task(task), _settings(kafka), speed=parse_speed(speed), mapping=mapping, resume=resume,
-        out=out, console=console,
+        out=out, console=console, labels=not no_labels,
     )  # fmt: skip
 
 
@@ -271,7 +276,7 @@ def task_new(
     """Propose a task file from a sample of your data, or from a few questions."""
     from streams.task_new import propose_task
 
-    text = propose_task(sample, typer.prompt)
+    text = propose_task(sample, _ask)
     if out is None:
         print(text, end="")
     elif out.exists():
@@ -279,6 +284,19 @@ def task_new(
     else:
         out.write_text(text)
         console.print(f"wrote {out}; read it, then: driftline task check {out}")
+
+
+def _ask(question: str, default: str) -> str:
+    try:
+        answer: str = typer.prompt(question, default=default)
+        return answer
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UserError(
+            "the questions need answers, and there is no terminal here",
+            "run it in a terminal, or give it a sample of your data: driftline task new FILE",
+        ) from None
 
 
 @features_app.command("apply")

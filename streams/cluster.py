@@ -57,9 +57,10 @@ class Cluster:
         if self.settings.kafka:
             wait_ready(self.settings.kafka)
         else:
-            broker = EmbeddedKafka(self.settings.data / "kafka", port=self._port, progress=self._downloading)
-            self._stack.callback(broker.stop)
-            self.settings = replace(self.settings, kafka=broker.start())
+            folder = self.settings.data / "kafka"
+            self._broker = EmbeddedKafka(folder, port=self._port, progress=self._downloading)
+            self._stack.callback(self._broker.stop)
+            self.settings = replace(self.settings, kafka=self._broker.start())
             self._say(f"Kafka listens on {self.settings.kafka}")
         self.settings = prepare(self.task, self.settings)
         self._stack.enter_context(noted(self.settings.data, self.settings.kafka, str(self.task.path)))
@@ -103,7 +104,9 @@ class Cluster:
         return model and all(group_ready(self.settings.kafka, group) for group in groups)
 
     def poll(self) -> None:
-        """Restart what ended; to be called about every second. Raises UserError for a role that cannot stay up."""
+        """Restart what ended; to be called about every second. Raises UserError for what cannot stay up."""
+        if self._broker:
+            self._broker.check()
         self.roles.poll()
 
     def stop(self) -> None:

@@ -17,9 +17,9 @@ from streams.cluster import Cluster
 from streams.replay_run import write_run_report
 from streams.running import refuse_second
 from streams.session import Feeding, await_ready, stream
-from streams.simulate import Change, Simulation, parse_change, simulate
+from streams.simulate import Simulation, parse_change, simulate
 from streams.task import Task, load_task
-from streams.view import View
+from streams.view import View, arms_of
 from streams.watch import Watch
 
 EVENTS = {"clicks": 100_000, "transactions": 120_000}
@@ -37,7 +37,7 @@ def run_demo(name: str, *, seed: int, events: int, drift: str, settings: Setting
         )
     simulation = simulate(task.name, seed=seed, events=events or EVENTS[task.name], changes=changes)
     settings = _own_folder(settings)
-    drift_ms = _drift_ms(simulation, changes)
+    drift_ms = simulation.onset_ms(changes[0]) if changes else None
     console.print(
         f"[bold]Driftline demo[/]: {simulation.events:,} simulated {task.name}, "
         + (f"drift {changes[0]} of the way" if changes else "no drift")
@@ -68,12 +68,6 @@ def _own_folder(settings: Settings) -> Settings:
     return Settings(kafka=settings.kafka, data=folder, partitions=settings.partitions)
 
 
-def _drift_ms(simulation: Simulation, changes: list[Change]) -> int | None:
-    if not changes:
-        return None
-    return simulation.start_ms + round(simulation.span_ms * changes[0].at)
-
-
 def _conclude(
     task: Task,
     settings: Settings,
@@ -88,7 +82,7 @@ def _conclude(
     """Report, summary, verdict; the exit code."""
     accepted = feeding.events - watch.dead_letters
     after = drift_ms or simulation.start_ms
-    means = {arm: watch.mean(arm, task.metric, after) for arm in ("frozen", "continuous", "served")}
+    means = {arm: watch.mean(arm, task.metric, after) for arm in arms_of(task)}
     failures = judge(accepted, watch, means, drifting=drifting)
     facts: dict[str, Any] = {
         "task": task.name,
@@ -134,22 +128,22 @@ def _tell(
     out: Path,
     console: Console,
 ) -> None:
-    shown = {arm: "—" if value is None else f"{value:.3f}" for arm, value in means.items()}
     name = task.metric.replace("_", " ")
     console.print(
         f"\n{facts['predictions']:,} predictions for {facts['accepted']:,} accepted events, "
         f"{facts['doubled']} doubled, {facts['dead_letters']} dead letters"
     )
-    console.print(f"{facts['alerts']} drift alerts, {facts['swaps']} swaps")
-    console.print(
-        f"{name} after the drift: frozen {shown['frozen']}, continuous {shown['continuous']}, "
-        f"served (with swaps) [bold]{shown['served']}[/]"
-    )
-    if task.label.delay_ms:
+    console.print(f"drift alerts: {facts['alerts']}, swaps: {facts['swaps']}")
+    shown = [
+        f"{words} {'—' if means[arm] is None else f'{means[arm]:.3f}'}"
+        for arm, words in arms_of(task).items()
+    ]
+    console.print(f"{name} after the drift: {', '.join(shown)}")
+    if "champion" in means:
         days = task.label.delay_ms / 86_400_000
         console.print(
-            f"  a label comes {days:g} days late: a served score is that much older than its judgement, which the"
-            " other two are not",
+            f"  labels come {days:g} days late: what was served is that much older than its judgement, the others"
+            " are as they were when the label came",
             style="dim",
         )
     console.print(f"report: {out / 'report.html'}   figures: {out / 'summary.json'}")

@@ -72,9 +72,10 @@ class LabelStep:
         )
         for target in np.unique(targets).tolist():
             chosen = np.flatnonzero(targets == target)
-            part = wire.Labels([labels.ids[i] for i in chosen], labels.label[chosen], labels.known_ms[chosen])
-            value = wire.encode_labels(part)
-            outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.LABELS)])
+            part = labels.take(chosen)
+            for cut in wire.cuts(part):
+                value = wire.encode_labels(part.take(cut))
+                outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.LABELS)])
         await self._committer.commit(outputs, {self._source: batch[-1].offset + 1})
         context.metrics.count("labels_total", len(labels.ids))
         context.metrics.count("dead_letters_total", len(broken))
@@ -93,7 +94,7 @@ class JoinStep:
         self._state = JoinPartition(context.task)
         self._offset = 0
         prefix = f"state/{context.task.name}/{context.topics.examples}/{partition}"
-        self._snapshots = Snapshots(context.blobs, prefix, context.task.schema_hash)
+        self._snapshots = Snapshots(context.blobs, prefix, self._state.fingerprint)
         self._snapshot_ms = now_ms()
         self._saving: asyncio.Future[None] | None = None
 
@@ -120,7 +121,9 @@ class JoinStep:
         labelled = self._state.fold(batch)
         outputs = Outputs()
         if labelled is not None:
-            outputs.add(self._context.topics.labelled, self._partition, wire.encode_labelled(labelled))
+            for cut in wire.cuts(labelled):
+                value = wire.encode_labelled(labelled.take(cut))
+                outputs.add(self._context.topics.labelled, self._partition, value)
             self._feed_back(outputs, labelled)
             self._context.metrics.count("examples_total", len(labelled.rows))
         self._offset = batch[-1].offset + 1
@@ -139,7 +142,9 @@ class JoinStep:
                 part = wire.Feedback(
                     keys[chosen], labelled.known_ms[chosen], labelled.label[chosen].astype(np.float64)
                 )
-                outputs.add(context.topics.feedback(entity.name), target, wire.encode_feedback(part))
+                for cut in wire.cuts(part):
+                    value = wire.encode_feedback(part.take(cut))
+                    outputs.add(context.topics.feedback(entity.name), target, value)
 
     def _maybe_snapshot(self) -> None:
         due = self._snapshot_ms + self._context.task.serving.snapshot_every_ms

@@ -35,7 +35,7 @@ from streams.heads import Head, Heads
 from streams.live import META
 from streams.task import Task
 from streams.topics import Topics
-from streams.wire import decode_labelled
+from streams.wire import Damaged, Labelled, decode_labelled
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +67,30 @@ class Learner:
         self._prefix = f"learner/{task.name}"
         self._registry = Registry(self._blobs, f"models/{task.name}/registry")
         self._heads = Heads(self._blobs, task.name)
-        self._arena = Arena(
-            task.schema, task.model, task.challenger, task.drift, seed=task.seed, freeze_at_ms=freeze_at_ms
-        )
+        self._freeze_at_ms = freeze_at_ms
+        self._arena = self._new_arena()
         self._positions = dict.fromkeys(range(settings.partitions), 0)
         self._step = 0
         self._event_ms = 0
         self._encode = msgspec.json.Encoder().encode
         self._producer = make_producer(settings.kafka)
         self._consumer = make_consumer(settings.kafka, max_poll_records=64)
-        self._update_offset = -1  # of the newest update that this learner published
+        self._update_offset = -1  # of the newest update that is known to be in the topic ...
+        self._numbers: dict[str, int] = {}  # ... and the newest refresh number of each lineage up to there
         self._metrics = Metrics()
         self._psi: dict[str, float] = {}
         self._stop = False
+
+    def _new_arena(self) -> Arena:
+        task = self._task
+        return Arena(
+            task.schema,
+            task.model,
+            task.challenger,
+            task.drift,
+            seed=task.seed,
+            freeze_at_ms=self._freeze_at_ms,
+        )
 
     def stop(self) -> None:
         """Ask `run` to end after its current round; safe in a signal handler."""
@@ -89,6 +100,7 @@ class Learner:
         """Learn until stopped; the last thing is a checkpoint. Raises UserError when Kafka is lost for good."""
         with translated(self._settings.kafka):
             self._restore()
+            self._hear_of_updates()
             self._assign()
             self._publish_whole("the learner started")
             start = now_ms()
@@ -115,16 +127,27 @@ class Learner:
         for reason in found.skipped:
             log.warning("checkpoint skipped: %s", reason)
         if found.checkpoint is None:
-            self._record_lineage(self._arena.champion.lineage, None, "the first model", 0)
+            self._begin("the first model")
             return
-        meta = found.checkpoint.meta
+        meta, self._step = found.checkpoint.meta, found.checkpoint.step
         if meta["schema"] != self._task.schema.hash:
-            log.warning("the features of %s changed: learning starts afresh", self._task.name)
+            self._begin(f"the features of {self._task.name} changed")
             return
-        self._arena.load(found.checkpoint.files, meta["arena"])
+        try:
+            self._arena.load(found.checkpoint.files, meta["arena"])
+        except (KeyError, ValueError, TypeError) as error:
+            self._arena = self._new_arena()
+            self._begin(f"checkpoint {self._step} is of another version of Driftline ({error!r})")
+            return
         self._positions = {int(p): offset for p, offset in meta["positions"].items()}
-        self._step, self._event_ms = found.checkpoint.step, meta["event_ms"]
+        self._event_ms = meta["event_ms"]
+        self._update_offset, self._numbers = meta["updates"]["offset"], meta["updates"]["numbers"]
         log.info("continuing %s from checkpoint %d", self._arena.champion.version, self._step)
+
+    def _begin(self, why: str) -> None:
+        """Learn with an untrained model, from the oldest labelled record there is."""
+        log.warning("learning begins: %s", why)
+        self._record_lineage(self._arena.champion.lineage, None, why, 0)
 
     def _assign(self) -> None:
         places = {p: TopicPartition(self._topics.labelled, p) for p in self._positions}
@@ -137,8 +160,10 @@ class Learner:
         parts, rows = [], 0
         for place, records in self._consumer.poll(timeout_ms=POLL_MS).items():
             for record in records:
-                parts.append(decode_labelled(record.value).batch())
-                rows += len(parts[-1])
+                labelled = self._decoded(record)
+                if labelled is not None:
+                    parts.append(labelled.batch())
+                    rows += len(labelled)
             self._positions[place.partition] = records[-1].offset + 1
         if not rows:
             return []
@@ -147,6 +172,17 @@ class Learner:
         self._metrics.count("trained_total", rows)
         size = self._task.model.batch_size
         return [whole.slice(start, start + size) for start in range(0, rows, size)]
+
+    def _decoded(self, record: Any) -> Labelled | None:
+        """The record's rows; None for rows that cannot be learned from: the first is logged, all are counted."""
+        try:
+            return decode_labelled(record.value, self._task.rows_hash)
+        except Damaged as error:
+            if "damaged_total" not in self._metrics.snapshot():
+                at = f"{record.topic}[{record.partition}]@{record.offset}"
+                log.warning("%s is left out: %s (further ones are only counted)", at, error)
+            self._metrics.count("damaged_total")
+            return None
 
     def _handle(self, events: Iterable[Alert | Decision | MetricRow]) -> None:
         for event in events:
@@ -162,7 +198,9 @@ class Learner:
         log.info("%s %s: %s", decision.action, decision.lineage, decision.reason)
         self._send(self._topics.audit, decision)
         if decision.action == "start":
-            self._record_lineage(decision.lineage, decision.champion, decision.reason, decision.event_ms)
+            copied = decision.evidence["kind"] == "warm"
+            parent = self._arena.champion.version if copied else None
+            self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
         if decision.action == "promote":
             self._publish_whole(decision.reason)
 
@@ -190,7 +228,7 @@ class Learner:
                 name,
                 parent,
                 config.to_dict(),
-                self._task.seed,
+                self._arena.seed_of(name),
                 self._task.schema.hash,
                 why,
                 event_ms,
@@ -206,7 +244,7 @@ class Learner:
     def _publish_whole(self, why: str) -> None:
         """Publish the champion whole under a number that no worker has seen, make it the head, note it as live."""
         champion = self._arena.champion
-        champion.advance(self._published(champion.lineage))
+        champion.advance(self._numbers.get(champion.lineage, 0))
         meta, payload = encode_full(champion, event_ms=self._event_ms, created_ms=now_ms())
         offset = self._publish(meta, payload)
         path = self._heads.put(Head(meta, payload, offset + 1))
@@ -221,27 +259,26 @@ class Learner:
         headers = [(META, json.dumps(meta).encode())]
         sent = self._producer.send(self._topics.model_updates, value=payload, headers=headers, partition=0)
         self._update_offset = int(sent.get(timeout=30).offset)
+        self._numbers[meta["lineage"]] = meta["refresh"]
         return self._update_offset
 
-    def _published(self, lineage: str) -> int:
-        """The newest refresh number of `lineage` that is in the topic, 0 if it has none."""
+    def _hear_of_updates(self) -> None:
+        """Note the refresh numbers that a former life of this learner used since the checkpoint it left."""
         topic = self._topics.model_updates
         end = end_offsets(self._settings.kafka, topic)[0]
         reader = make_consumer(self._settings.kafka)
-        newest = 0
         try:
             place = TopicPartition(topic, 0)
             reader.assign([place])
-            reader.seek_to_beginning(place)
+            oldest = reader.beginning_offsets([place])[place]
+            reader.seek(place, max(oldest, self._update_offset + 1))
             while reader.position(place) < end:
                 for records in reader.poll(timeout_ms=200).values():
                     for record in records:
                         meta = json.loads(dict(record.headers)[META])
-                        if meta["lineage"] == lineage:
-                            newest = max(newest, meta["refresh"])
+                        self._numbers[meta["lineage"]] = meta["refresh"]
         finally:
             reader.close()
-        return newest
 
     def _checkpoint(self) -> None:
         """Positions and everything that they led to, in one bundle; then a whole model for workers that start."""
@@ -254,6 +291,7 @@ class Learner:
             "positions": self._positions,
             "event_ms": self._event_ms,
             "schema": self._task.schema.hash,
+            "updates": {"offset": self._update_offset, "numbers": self._numbers},
         }
         try:
             checkpoint.save(self._blobs, self._prefix, self._step, files, meta)

@@ -16,7 +16,12 @@ from infra.errors import UserError
 from streams.transport import Fetch
 
 log = logging.getLogger(__name__)
-EXIT_FAILED = 70
+EXIT_AGAIN = 70
+"""Start again at once, from the last commit (`infra.supervisor.AGAIN`)."""
+
+EXIT_USER = 1
+"""A person must do something; starting again at once would not help."""
+
 _QUEUED_FETCHES = 8
 _MOST_RECORDS = 8000
 
@@ -56,12 +61,12 @@ class _Owner:
             raise
         except UserError as error:
             log.critical("%s", error)
-            _end()
+            end(EXIT_USER)
         except BaseException:
             log.critical(
                 "a partition failed; the worker ends and starts again from the last commit", exc_info=True
             )
-            _end()
+            end(EXIT_AGAIN)
 
     async def _run(self) -> None:
         self._next = dict(await self._step.open())
@@ -140,6 +145,7 @@ class Partitions:
         await asyncio.gather(*(owner.close(final=True) for owner in owners))
 
 
-def _end() -> None:
+def end(code: int) -> None:
+    """End this process at once, whatever else it is doing: nothing more may be written or committed."""
     logging.shutdown()
-    os._exit(EXIT_FAILED)
+    os._exit(code)

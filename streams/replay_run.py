@@ -30,9 +30,10 @@ def run_replay(
     resume: Path | None,
     out: Path,
     console: Console,
+    labels: bool = True,
 ) -> None:
     """Stream `file`. Raises UserError for a file, a task or a Kafka that cannot be used."""
-    replay = Replay(task, file, mapping)
+    replay = Replay(task, file, mapping, labels=labels)
     console.print(f"{file.name}: {replay.events:,} events, {replay.total - replay.events:,} labels")
     for note in replay.notes:
         console.print(f"  note: {note}")
@@ -91,7 +92,7 @@ def _run_alone(
     )
     console.print(
         f"\n{facts['predictions']:,} predictions for {facts['events']:,} events, "
-        f"{facts['dead_letters']:,} dead letters; {facts['alerts']} drift alerts, {facts['swaps']} swaps"
+        f"{facts['dead_letters']:,} dead letters; drift alerts: {facts['alerts']}, swaps: {facts['swaps']}"
     )
     served = watch.latest("served")
     if served and served[task.metric] is not None:

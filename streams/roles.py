@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ from infra.clickhouse import create_tables, open_archive
 from infra.errors import UserError
 from infra.metrics import Metrics
 from infra.settings import Settings, load_secret
-from streams.partitions import EXIT_FAILED, Partitions, Step
+from streams.partitions import EXIT_AGAIN, EXIT_USER, Partitions, Step, end
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.task import Task
@@ -181,9 +180,9 @@ def _guarded(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None
             raise
         except UserError as error:
             log.critical("%s", error)
+            end(EXIT_USER)
         except Exception:
             log.critical("a background task failed; the worker ends and starts again", exc_info=True)
-        logging.shutdown()
-        os._exit(EXIT_FAILED)
+        end(EXIT_AGAIN)
 
     return run

@@ -109,7 +109,7 @@ class ServeStep:
         self._last = index == len(task.entities) - 1
         self._offsets: dict[TP, int] = {}
         self._snapshots = Snapshots(
-            context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", task.schema_hash
+            context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
         )
         self._snapshot_ms = now_ms()
         self._saving: asyncio.Future[None] | None = None
@@ -168,7 +168,9 @@ class ServeStep:
         topic = context.topics.stage(self._index + 1)
         targets = wire.partition_of(rows.keys[:, self._index + 1], context.settings.partitions)
         for target in np.unique(targets).tolist():
-            outputs.add(topic, target, wire.encode_rows(rows.take(targets == target)))
+            part = rows.take(targets == target)
+            for cut in wire.cuts(part):
+                outputs.add(topic, target, wire.encode_rows(part.take(cut)))
 
     def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
         context, encode = self._context, self._encoder.encode
@@ -192,8 +194,10 @@ class ServeStep:
         targets = np.array([wire.partition_of_id(i, context.settings.partitions) for i in rows.ids], np.int64)
         for target in np.unique(targets).tolist():
             chosen = np.flatnonzero(targets == target)
-            value = wire.encode_examples(rows.take(chosen), scores[chosen], version)
-            outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])
+            part, served = rows.take(chosen), scores[chosen]
+            for cut in wire.cuts(part):
+                value = wire.encode_examples(part.take(cut), served[cut], version)
+                outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])
 
     def _count(self, folded: Folded) -> None:
         metrics = self._context.metrics

@@ -99,7 +99,8 @@ class Stream:
 
     times_ms int64 [n]; columns: field → values [n] (numbers or str); key: the column that keys a record;
     labelled int64 [m]: the event that each label is for; known_ms int64 [m], not sorted; labels int64 [m] of
-    0 and 1; truth float64 [n]: each event's true probability of a 1.
+    0 and 1; truth float64 [n]: each event's true probability of a 1. `schedule_ms` is the event time from the start
+    that fraction 1 of the schedule of changes stands for.
     """
 
     id_field: str
@@ -113,6 +114,7 @@ class Stream:
     known_ms: NDArray[np.int64]
     labels: NDArray[np.int64]
     truth: NDArray[np.float64]
+    schedule_ms: int
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Event ids of `rows`."""
@@ -143,6 +145,10 @@ class Simulation:
     def span_ms(self) -> int:
         """Event time from the start to the last event, in milliseconds."""
         return int(self.stream.times_ms[-1]) - self.start_ms
+
+    def onset_ms(self, change: Change) -> int:
+        """Event time at which `change` begins."""
+        return self.start_ms + round(self.stream.schedule_ms * change.at)
 
     @property
     def identity(self) -> str:

@@ -83,6 +83,7 @@ def generate(seed: int, events: int, changes: Sequence[Change], start_ms: int) -
         known_ms=times_ms[clicked] + wait,
         labels=np.ones(len(clicked), np.int64),
         truth=truth,
+        schedule_ms=SPAN_MS,
     )
 
 

@@ -87,6 +87,7 @@ def generate(seed: int, events: int, changes: Sequence[Change], start_ms: int) -
         known_ms=times_ms + LABEL_DELAY_MS,
         labels=table.fraud.astype(np.int64),
         truth=table.fraud.astype(np.float64),
+        schedule_ms=round(span * _DAY_S * 1000),
     )
 
 

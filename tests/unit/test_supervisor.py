@@ -154,9 +154,9 @@ def test_a_role_that_does_nothing_but_start_again_is_told(roles: Supervisor) -> 
 
 
 def test_the_exit_code_for_again_is_the_one_that_workers_use() -> None:
-    from streams.partitions import EXIT_FAILED
+    from streams.partitions import EXIT_AGAIN
 
-    assert EXIT_FAILED == AGAIN
+    assert EXIT_AGAIN == AGAIN
 
 
 def test_stop_ends_the_last_started_first_and_for_good(

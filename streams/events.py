@@ -107,6 +107,7 @@ class EventDecoder:
         numbers[:, : len(self._model_numbers)] = raw
         if task.calendar:
             numbers[:, self._calendar] = calendar(event_ms)
+        keys, categories = self._pseudonyms(columns, n)
         return Rows(
             event_ids(task, self._pseudonymiser, columns[0]),
             event_ms,
@@ -114,18 +115,25 @@ class EventDecoder:
             np.array([r.partition for r in records], np.int32),
             np.array([r.offset for r in records], np.int64),
             np.zeros(n, np.bool_),
-            self._pseudonyms([entity.field for entity in task.entities], columns, n),
-            self._pseudonyms(task.categories, columns, n),
+            keys,
+            categories,
             values,
             numbers,
             task.rows_hash,
         )
 
-    def _pseudonyms(self, names: Sequence[str], columns: list[Any], n: int) -> NDArray[np.int64]:
-        out = np.zeros((n, len(names)), np.int64)
-        for i, name in enumerate(names):
-            out[:, i] = self._pseudonymiser.column(name, columns[self._at[name]])
-        return out
+    def _pseudonyms(self, columns: list[Any], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Keys [n, E] and categories [n, C]; a field that is both is looked up once."""
+        entities = [entity.field for entity in self._task.entities]
+        known = {
+            name: self._pseudonymiser.column(name, columns[self._at[name]])
+            for name in dict.fromkeys((*entities, *self._task.categories))
+        }
+        empty = np.zeros((n, 0), np.int64)
+        return (
+            np.column_stack([empty, *(known[name] for name in entities)]),
+            np.column_stack([empty, *(known[name] for name in self._task.categories)]),
+        )
 
 
 class LabelDecoder:

@@ -22,8 +22,11 @@ EXIT_AGAIN = 70
 EXIT_USER = 1
 """A person must do something; starting again at once would not help."""
 
-_QUEUED_FETCHES = 8
-_MOST_RECORDS = 8000
+_QUEUED_RECORDS = 4000
+"""Records that wait for an owner (one fetch more, at most) before nothing more is read for it."""
+
+_MOST_RECORDS = 4000
+"""Records after which a batch is closed: a transaction of many more only makes the ones behind it wait."""
 
 
 class Step(Protocol):
@@ -46,13 +49,15 @@ class LostFetch(Exception):
 class _Owner:
     def __init__(self, step: Step, pause_s: float) -> None:
         self._step, self._pause_s = step, pause_s
-        self._queue: asyncio.Queue[Fetch] = asyncio.Queue(_QUEUED_FETCHES)
+        self._queue: asyncio.Queue[Fetch] = asyncio.Queue()
+        self.waiting = 0  # records in the queue
         self._last: dict[TP, Fetch] = {}
         self._next: dict[TP, int] = {}
         self.task = asyncio.create_task(self._guarded())
 
-    async def put(self, fetch: Fetch) -> None:
-        await self._queue.put(fetch)
+    def put(self, fetch: Fetch) -> None:
+        self._queue.put_nowait(fetch)
+        self.waiting += len(fetch.records)
 
     async def _guarded(self) -> None:
         try:
@@ -78,6 +83,7 @@ class _Owner:
             while size < _MOST_RECORDS and not self._queue.empty():
                 fetches.append(self._queue.get_nowait())
                 size += len(fetches[-1].records)
+            self.waiting -= size
             records = self._fresh(fetches)
             if records:
                 await self._step.process(records)
@@ -111,7 +117,7 @@ class Partitions:
 
     Args:
         make: makes the step for (group, partition).
-        group_of: topic → the group whose state it changes.
+        group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
         pause_ms: least time between two commits of one partition, in milliseconds; 0 commits as fast as Kafka does.
     """
 
@@ -119,11 +125,29 @@ class Partitions:
         self, make: Callable[[str, int], Step], group_of: Mapping[str, str], *, pause_ms: int = 0
     ) -> None:
         self._make, self._group_of, self._pause_s = make, group_of, pause_ms / 1000
+        self._order = {group: place for place, group in enumerate(dict.fromkeys(group_of.values()))}
         self._owners: dict[tuple[str, int], _Owner] = {}
 
-    async def put(self, fetch: Fetch) -> None:
-        """Hand a fetch to its owner; waits while the owner is behind, which stops the fetching."""
-        await self._owner(self._group_of[fetch.topic], fetch.partition).put(fetch)
+    def put(self, fetch: Fetch) -> None:
+        """Hand a fetch to its owner."""
+        self._owner(self._group_of[fetch.topic], fetch.partition).put(fetch)
+
+    def busy(self) -> set[TP]:
+        """Partitions to read no more of for now: of owners that are behind, and of those that feed them.
+
+        Groups come in the order of the path. While a later one is behind, the earlier ones would only make more work
+        for it, and every event would wait for all that were read before it.
+        """
+        behind = {at for at, owner in self._owners.items() if owner.waiting >= _QUEUED_RECORDS}
+        if not behind:
+            return set()
+        last = max(self._order[group] for group, _ in behind)
+        return {
+            TP(topic, partition)
+            for topic, group in self._group_of.items()
+            for _, partition in self._owners
+            if self._order[group] < last or (group, partition) in behind
+        }
 
     def _owner(self, group: str, partition: int) -> _Owner:
         owner = self._owners.get((group, partition))

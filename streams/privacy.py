@@ -6,7 +6,7 @@ two share a pseudonym is about 3 in a million (birthday bound n²/2⁶⁵).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ class Pseudonymiser:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._cache: dict[str, dict[object, int]] = {}
+        self._cache: dict[
+            tuple[object, ...], _Known
+        ] = {}  # of one type each: 1 and True are one key of a dict
 
     @property
     def cached(self) -> int:
@@ -47,25 +49,34 @@ class Pseudonymiser:
 
     def column(self, field: str, values: Sequence[object]) -> NDArray[np.int64]:
         """Pseudonyms int64 [n] of `n` values (str, int, float, bool or None)."""
-        cache = self._cache.setdefault(field, {})
-        if len(cache) > self.remember:
-            cache.clear()
+        kinds = set(map(type, values)) - {type(None)}
         salt = _salt(field)
-        out = []
-        for value in values:
-            pseudonym = cache.get(value) if type(value) is str else None
-            if pseudonym is None:
-                pseudonym = self._hash(salt, value)
-                if type(value) is str:
-                    cache[value] = pseudonym
-            out.append(pseudonym)
-        return np.array(out, np.int64)
+        if len(kinds) > 1 or not kinds <= _REMEMBERED:
+            return np.array([self._hash(salt, value) for value in values], np.int64)
+        known = self._cache.get((field, *kinds))
+        if known is None or len(known) > self.remember:
+            known = self._cache[(field, *kinds)] = _Known(lambda value: self._hash(salt, value))
+        return np.array([known[value] for value in values], np.int64)
 
     def _hash(self, salt: bytes, value: object) -> int:
         if value is None:
             return MISSING
         digest = hashlib.blake2b(_text(value).encode(), digest_size=8, key=self._secret, person=salt).digest()
         return int.from_bytes(digest, "little", signed=True) or 1
+
+
+_REMEMBERED: set[type] = {str, int}
+
+
+class _Known(dict[object, int]):
+    """Pseudonyms by value; one that is asked for and not there is made."""
+
+    def __init__(self, make: Callable[[object], int]) -> None:
+        self._make = make
+
+    def __missing__(self, value: object) -> int:
+        pseudonym = self[value] = self._make(value)
+        return pseudonym
 
 
 def _salt(field: str) -> bytes:

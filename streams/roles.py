@@ -133,6 +133,8 @@ def _run(
     at_end: Iterable[Callable[[], Awaitable[None]]] = (),
 ) -> None:
     """One agent a topic, background tasks, and the partitions' coming and going."""
+    transport: Any = app.transport
+    transport.busy = partitions.busy
     for topic in topics:
         source = app.topic(topic, key_serializer="raw", value_serializer="raw")
         app.agent(source, name=f"{app.conf.id}.{topic}")(_agent(partitions))
@@ -154,7 +156,7 @@ def _agent(partitions: Partitions) -> Callable[[Any], Awaitable[None]]:
     async def route(fetches: Any) -> None:
         fetch: Fetch
         async for fetch in fetches:
-            await partitions.put(fetch)
+            partitions.put(fetch)
 
     return route
 

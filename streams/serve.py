@@ -46,14 +46,14 @@ from streams.transaction import Committer, Outputs
 log = logging.getLogger(__name__)
 
 
-class Source(msgspec.Struct):
+class Source(msgspec.Struct, gc=False):
     """Where an event stands in the events topic."""
 
     partition: int
     offset: int
 
 
-class Prediction(msgspec.Struct):
+class Prediction(msgspec.Struct, gc=False):
     """One record of the predictions topic; docs/schemas.md has the units."""
 
     event_id: str

@@ -10,6 +10,8 @@ Faust's; the per-record cost goes. Three things differ from the stock transport:
 * every fetch is numbered, so a fetch that gets lost inside the framework is noticed by `Fetch.follows`.
 """
 
+import asyncio
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,19 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from infra.settings import Settings
-from streams.topics import MAX_RECORD_BYTES
+
+
+FETCH_BYTES = 512 << 10
+"""About the most bytes of one fetch of one partition; a larger record still comes, alone (KIP-74).
+
+aiokafka hands out a whole fetch before it looks at the next partition: large fetches would starve the later stages of
+a worker that catches up, and fill its memory."""
+
+FETCH_WAIT_MS = 25
+"""How long the broker may hold a fetch back. aiokafka has one under way at a time, and a partition that was handed out
+meanwhile waits for its end, also where the fetch waits for other partitions' records."""
+
+_BUSY_S = 0.005  # how soon to look again while some partitions are busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +72,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             isolation_level="read_committed",
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
-            max_partition_fetch_bytes=MAX_RECORD_BYTES,
-            fetch_max_wait_ms=500,
+            max_partition_fetch_bytes=FETCH_BYTES,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
@@ -92,6 +106,13 @@ class BatchConsumer(driver.Consumer):
             self._epoch += 1
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        transport: Any = self.transport
+        busy = transport.busy()
+        if busy:  # what they have fetched stays with aiokafka, which then fetches no more for them
+            active_partitions, timeout = active_partitions - busy, _BUSY_S
+            if not active_partitions:
+                await asyncio.sleep(_BUSY_S)
+                return {}
         epoch = self._epoch
         records = await super()._getmany(active_partitions, timeout)
         if records and (epoch != self._epoch or epoch % 2):
@@ -139,6 +160,7 @@ class BatchTransport(driver.Transport):
     """The stock aiokafka transport with the batch consumer."""
 
     Consumer = BatchConsumer
+    busy: Callable[[], Set[TP]] = frozenset  # partitions to read nothing of for now; the app's owner sets it
 
 
 def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> faust.App:

@@ -30,6 +30,8 @@ class Settings:
         online: Feast's online store, "sqlite" or "redis://HOST:PORT".
         partitions: how many the topics get that we create.
         secret: file of the key for pseudonyms; default "<data>/secret.key".
+        worker: name of this worker, kept over restarts (a static member of its group, Kafka KIP-345): one that comes
+            back under its name goes on at once with the partitions it had. No two that run may share it; "" for none.
     """
 
     kafka: str
@@ -39,6 +41,7 @@ class Settings:
     online: str = "sqlite"
     partitions: int = DEFAULT_PARTITIONS
     secret: Path = field(default=Path())
+    worker: str = ""
 
     def __post_init__(self) -> None:
         # The class is frozen; this only fills what was left out, before anyone sees it.
@@ -93,6 +96,7 @@ class Settings:
             online=environ.get("DRIFTLINE_ONLINE") or "sqlite",
             partitions=int(partitions),
             secret=Path(environ.get("DRIFTLINE_SECRET", "")),
+            worker=environ.get("DRIFTLINE_WORKER", ""),
         )
 
     def to_env(self) -> dict[str, str]:
@@ -105,6 +109,7 @@ class Settings:
             "DRIFTLINE_ONLINE": self.online,
             "DRIFTLINE_PARTITIONS": str(self.partitions),
             "DRIFTLINE_SECRET": str(self.secret),
+            "DRIFTLINE_WORKER": self.worker,
         }
 
 

@@ -98,6 +98,7 @@ class ShiftDetector:
         self._age = 0  # ... and full windows since
         self._habit: deque[NDArray[np.float64]] = deque(maxlen=HABIT)
         self._score_habit = 0  # windows of the habit that are of the present model's scores
+        self._newest = np.zeros(0)  # values of the newest comparison
         self._known = np.zeros(len(self._columns), np.int64)  # windows in which a column had a value
         self._alarms = np.zeros(len(self._columns), np.int64)  # of each column so far ...
         self._largest = np.zeros(len(self._columns))  # ... and the largest PSI among them, faded
@@ -105,10 +106,8 @@ class ShiftDetector:
         self._quiet_until = 0
 
     def psi(self) -> dict[str, float]:
-        """PSI of each watched column in the newest full window; empty before the first comparison."""
-        if not self._habit:
-            return {}
-        return dict(zip(self._columns, self._habit[-1].tolist(), strict=True))
+        """PSI of each watched column in the newest full window that was compared; empty before the first."""
+        return dict(zip(self._columns, self._newest.tolist(), strict=True)) if len(self._newest) else {}
 
     def update(self, batch: Batch, scores: NDArray[np.floating[Any]], version: str) -> list[Alert]:
         """Feed a batch and its scores [n]. `version` is the live model's, for the alert."""
@@ -148,6 +147,7 @@ class ShiftDetector:
             values = np.array(
                 [psi(now, then) for now, then in zip(seen, self._reference.shares, strict=True)]
             )
+            self._newest = values
             alerts = self._judge(self._reference, window, values, seen, version)
             if alerts:
                 self._known += window.known()
@@ -259,6 +259,7 @@ class ShiftDetector:
             "known": self._known.copy(),
             "alarms": self._alarms.copy(),
             "largest": self._largest.copy(),
+            "newest": self._newest.copy(),
             "habit": np.array(self._habit, np.float64).reshape(-1, columns),
             "windows": np.array([len(self._windows), self._made_of, self._age], np.int64),
             "counts": np.array([self._seen, self._quiet_until, self._score_habit], np.int64),
@@ -273,7 +274,7 @@ class ShiftDetector:
         self._windows = [rows.slice(i * size, (i + 1) * size) for i in range(windows)]
         self._pending = rows.slice(windows * size, len(rows))
         self._habit = deque(state["habit"], maxlen=HABIT)
-        self._known = state["known"].copy()
+        self._newest, self._known = state["newest"].copy(), state["known"].copy()
         self._alarms, self._largest = state["alarms"].copy(), state["largest"].copy()
         self._reference = None
         self._make_reference()

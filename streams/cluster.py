@@ -1,6 +1,7 @@
 """All roles of one task on this machine: `driftline up`, the demo and a replay without a cluster run on it."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
+from zlib import crc32
 
 from infra.blobs import Blobs
 from infra.embedded import EmbeddedKafka
@@ -88,14 +90,15 @@ class Cluster:
             self._say(f"downloading Kafka's {total} jars (once)")
 
     def _start_roles(self) -> None:
-        env = {**os.environ, **self.settings.to_env()}
+        here = crc32(f"{platform.node()} {self.settings.data}".encode())
         names = ["archive", "join", "learn", *(f"serve-{i + 1}" for i in range(self._workers))]
         for name in names:
             role = name.partition("-")[0]
             command = [sys.executable, "-m", "streams.cli", role, "--task", str(self.task.path)]
             if role == "learn" and self._freeze_at_ms is not None:
                 command += ["--freeze-at", str(self._freeze_at_ms)]
-            self.roles.start(name, command, env)
+            settings = replace(self.settings, worker=f"{name}-{here:08x}")
+            self.roles.start(name, command, {**os.environ, **settings.to_env()})
 
     def ready(self) -> bool:
         """Whether the learner has a model and every Faust role its partitions."""

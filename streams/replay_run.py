@@ -127,4 +127,6 @@ def write_run_report(
         )
     finally:
         archive.close()
-    (out / "summary.json").write_text(json.dumps({**summary, **facts}, indent=2, default=str) + "\n")
+    half = out / "summary.json.part"
+    half.write_text(json.dumps({**summary, **facts}, indent=2, default=str) + "\n")
+    half.replace(out / "summary.json")

@@ -84,8 +84,7 @@ class Topics:
     def may_be_wider(self) -> frozenset[str]:
         """Topics that may have other partition counts than Driftline asks for.
 
-        Labels are read from any number of partitions; of the others only the first ones are written to, so more do
-        no harm.
+        Labels are read from any number of partitions; of the others some are then not written to, which does no harm.
         """
         return frozenset((self.labels, self.predictions, self.drift_alerts, self.dead_letters))
 

@@ -23,7 +23,6 @@ from faust.types import TP, ConsumerMessage
 
 from infra.settings import Settings
 
-
 FETCH_BYTES = 512 << 10
 """About the most bytes of one fetch of one partition; a larger record still comes, alone (KIP-74).
 
@@ -65,6 +64,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
+            group_instance_id=transport.instance,
             bootstrap_servers=driver.server_list(transport.url, transport.default_port),
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
@@ -160,6 +160,7 @@ class BatchTransport(driver.Transport):
     """The stock aiokafka transport with the batch consumer."""
 
     Consumer = BatchConsumer
+    instance: str | None = None  # name of this worker as a static member of its group
     busy: Callable[[], Set[TP]] = frozenset  # partitions to read nothing of for now; the app's owner sets it
 
 
@@ -191,5 +192,7 @@ def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> 
         broker_max_poll_interval=300.0,
         worker_redirect_stdouts=False,
     )
-    app.transport = BatchTransport([*app.conf.broker], app)
+    transport = BatchTransport([*app.conf.broker], app)
+    transport.instance = settings.worker or None
+    app.transport = transport
     return app

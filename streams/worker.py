@@ -40,8 +40,8 @@ def run_worker(app: faust.App) -> None:
 def _spare_collector() -> None:
     """Let the garbage collector forget what is loaded, and look less often.
 
-    A batch makes tens of thousands of small objects that no cycle holds; at the usual threshold the collector would walk
-    all of torch and Feast for them again and again (a third of the processor time per event, see docs/log.md).
+    A batch makes tens of thousands of small objects that no cycle holds; at the usual threshold the collector would
+    walk all of torch and Feast for them again and again (a third of the time per event, see docs/log.md).
     """
     gc.collect()
     gc.freeze()

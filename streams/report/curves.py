@@ -24,6 +24,7 @@ from streams.report.words import moment
 
 MOST_POINTS = 360  # of a curve; a screen has not many more columns
 LANE = 27  # height of a lane below the curves
+PILL = 58  # width that a number in a lane may take
 ARM_NAMES = {
     SERVED: "swapped (what was served)",
     CONTINUOUS: "continuous (first model, still learning)",
@@ -89,7 +90,10 @@ def _frame(history: History, curves: dict[str, Points], width: int) -> Frame:
 
 
 def _marks(history: History, frame: Frame, bottom: float) -> list[str]:
-    """The drift and each swap: a line through everything, named above the plot where there is room."""
+    """The drift and each swap: a line through everything, named above the plot where there is room.
+
+    The drift's name stands before its line, because the swaps come after it.
+    """
     marks = [(swap.event_ms, "swap", f"swap to {swap.row['lineage']}") for swap in history.swaps]
     if history.drift_ms is not None:
         marks.append((history.drift_ms, "drift", "drift" if frame.narrow else "drift injected"))
@@ -98,9 +102,10 @@ def _marks(history: History, frame: Frame, bottom: float) -> list[str]:
     for ms, kind, text in sorted(marks, key=lambda mark: mark[1]):  # the drift's name has the first choice
         parts.append(marker_line(frame, ms, f"{kind}-line", bottom))
         x, long = frame.x(ms), 7.0 * len(text)
-        for start, end, anchor in ((x - 4, x - 4 + long, "start"), (x + 4 - long, x + 4, "end")):
+        after, before = (x + 2, x + 2 + long, "start"), (x - 2 - long, x - 2, "end")
+        for start, end, anchor in (before, after) if kind == "drift" else (after, before):
             fits = start >= frame.left - 8 and end <= frame.width
-            if fits and not any(start < stop + 8 and end > begin - 8 for begin, stop in taken):
+            if fits and not any(start < stop + 4 and end > begin - 4 for begin, stop in taken):
                 taken.append((start, end))
                 parts.append(
                     label(start if anchor == "start" else end, frame.top - 7, text, f"{kind}-text", anchor)
@@ -146,18 +151,22 @@ def _lane(frame: Frame, i: int, name: str, content: str) -> str:
 def _pills(entries: Sequence[Entry], frame: Frame, kind: str) -> str:
     """Numbers that lead to the timeline; those too close to tell apart share a pill."""
     groups: list[list[Entry]] = []
+
+    def place(entry: Entry) -> float:
+        return min(max(frame.x(entry.event_ms), frame.left + PILL / 2), frame.right - PILL / 2)
+
     for entry in entries:
-        if groups and frame.x(entry.event_ms) - frame.x(groups[-1][0].event_ms) < 44:
+        if groups and place(entry) - place(groups[-1][0]) < PILL:
             groups[-1].append(entry)
         else:
             groups.append([entry])
     parts = []
     for group in groups:
         numbers = [str(entry.number) for entry in group]
-        text = ", ".join(numbers) if len(numbers) <= 3 else f"{numbers[0]} … {numbers[-1]}"
+        text = ", ".join(numbers) if len(numbers) <= 2 else f"{numbers[0]}\u2013{numbers[-1]}"
         class_ = f"pill {kind}" + " swap" * any(entry.is_swap for entry in group)
         width = 13 + 6.2 * len(text)
-        x = min(max(frame.x(group[0].event_ms), frame.left + width / 2), frame.right - width / 2)
+        x = place(group[0])
         name = f"{len(group)} of the timeline, from {moment(group[0].event_ms)}"
         pill = tag("rect", x=x - width / 2, y=-9, width=width, height=18, rx=9, class_=class_)
         link = f"#entry-{numbers[0]}"

@@ -93,6 +93,7 @@ class History:
     rate: list[tuple[float, float, float]] = field(default_factory=list)  # (seconds, received/s, predicted/s)
     psi: list[tuple[int, str, float]] = field(default_factory=list)
     span: tuple[int, int] | None = None  # of event time, ms
+    label_delay_ms: int = 0  # median, from an event to when its label was known
     until: dict[str, int] = field(default_factory=dict)  # "alert", "swap" → events from the change to it
 
     @property
@@ -198,9 +199,11 @@ def _read_counts(archive: Archive, history: History, where: str) -> None:
     ((n, ids, late),) = archive.query(
         f"SELECT count(), uniqExact(event_id), sum(late) FROM predictions {where}"
     )
-    ((labels, by_default),) = archive.query(
-        f"SELECT count(), countIf(source = 'default') FROM labels {where}"
+    ((labels, by_default, delay),) = archive.query(
+        "SELECT count(), countIf(source = 'default'), quantileExact(0.5)(known_ms - event_ms)"
+        f" FROM labels {where}"
     )
+    history.label_delay_ms = delay if labels else 0
     ((versions,),) = archive.query(f"SELECT count() FROM versions {where}")
     history.reasons = dict(
         archive.query(

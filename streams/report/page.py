@@ -12,7 +12,7 @@ from typing import Any
 from infra.clickhouse import Archive, create_tables
 from streams.report.curves import ARM_NAMES, arm_class, curves_chart, curves_data
 from streams.report.data import FROZEN, METRICS, SERVED, SMALLER_IS_BETTER, History, read_history
-from streams.report.plots import HEAT_STEPS, heat_chart, latency_chart, rate_chart, rate_data
+from streams.report.plots import HEAT_COLUMNS, HEAT_STEPS, heat_chart, latency_chart, rate_chart, rate_data
 from streams.report.style import CSS, JS
 from streams.report.summary import summary
 from streams.report.svg import both, tag
@@ -96,6 +96,7 @@ def _story(history: History, figures: Mapping[str, Any]) -> list[str]:
             if swap is not None
             else ""
         )
+    text += _dated(history)
     if FROZEN not in after or SERVED not in after:
         return [text]
     gain = _gain(history, after[SERVED], after[FROZEN])
@@ -104,6 +105,20 @@ def _story(history: History, figures: Mapping[str, Any]) -> list[str]:
         f"the same model frozen before the change: {number(abs(gain))} {'better' if gain > 0 else 'worse'}."
     )
     return [text, result]
+
+
+def _dated(history: History) -> str:
+    """How the dates of alarms and swaps are to be read, where it shows: by a hundredth of the plots' width."""
+    start, end = history.span or (0, 0)
+    visible, text = (end - start) / 100, ""
+    if history.alerts and history.label_delay_ms > visible:
+        delay = duration(history.label_delay_ms)
+        text += f" Labels came {delay} after their events; alarms and swaps are dated by the newest event that had one."
+    for swap in history.swaps[:1]:
+        new = next((line for line in history.lineages if line.name == swap.row["lineage"]), None)
+        if new and new.predictions and new.first_ms - swap.event_ms > visible:
+            text += f" The stream was further on by then: {new.name} scored events from {moment(new.first_ms)} on."
+    return text
 
 
 def _gain(history: History, value: float, reference: float) -> float:
@@ -192,6 +207,9 @@ def _heat(history: History) -> str:
     for level, text in enumerate(("< 0.1 as before", *(f"≥ {step:g}" for step in HEAT_STEPS))):
         patch = tag("rect", width=34, height=12, class_=f"heat{level}")
         keys.append(tag("li", tag("svg", patch, viewBox="0 0 34 12", aria_hidden="true"), escape(text)))
-    note = "Population stability index (PSI) of each column against its recent past; what moved most comes first."
+    columns = len({column for _, column, _ in history.psi})
+    note = "Population stability index (PSI) of each column against its recent past; what moved most comes first. "
+    note += "Blank where there was not yet enough to compare with."
+    note += f" The first {HEAT_COLUMNS} of {columns} columns are shown." if columns > HEAT_COLUMNS else ""
     chart = both(lambda width: heat_chart(history, width))
     return section("What moved in the inputs", tag("ul", *keys, class_="legend"), chart, note=note)

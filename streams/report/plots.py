@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from streams.report.data import History
+from streams.report.data import History, Latency
 from streams.report.svg import (
     Frame,
     Ticks,
@@ -24,6 +24,7 @@ from streams.report.svg import (
 from streams.report.words import milliseconds, moment, number
 
 HEAT_COLUMNS, HEAT_ROW = 14, 22
+NAME = 84  # width of a percentile's name
 HEAT_STEPS = (0.1, 0.2, 0.5, 1.0)  # PSI; 0.2 is what is commonly called a shift
 
 
@@ -57,21 +58,28 @@ def latency_chart(history: History, width: int) -> str:
         parts.append(
             tag("rect", name, x=x + 0.5, y=y, width=end - x - 1, height=frame.bottom - y, class_="bar")
         )
-    marks = (("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99))
-    for i, (name, value) in enumerate(marks):  # each on a line of its own, so that they may be equal
-        x, y = frame.x(math.log10(max(value, 1))), 24 + i * 17
-        end = x > (frame.left + frame.right) / 2
-        parts.append(tag("line", x1=x, x2=x, y1=y - 10, y2=frame.bottom, class_="quantile"))
-        parts.append(
-            label(
-                x - 5 if end else x + 5,
-                y,
-                f"{name} {milliseconds(value)}",
-                "quantile-text",
-                "end" if end else "start",
-            )
-        )
-    return picture(width, frame.bottom + 46, "How long events took from Kafka to the archive", *parts)
+    return picture(
+        width,
+        frame.bottom + 46,
+        "How long events took from Kafka to the archive",
+        *parts,
+        *_quantiles(frame, latency),
+    )
+
+
+def _quantiles(frame: Frame, latency: Latency) -> list[str]:
+    """The percentiles, each named on a row of its own, since they may be equal; no line runs through a name."""
+    marks = [("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99)]
+    places = [frame.x(math.log10(max(value, 1))) for _, value in marks]
+    end = places[0] > frame.left + NAME  # all names stand left of their lines, the last one on top
+    lines, names = [], []
+    for i, ((name, value), x) in enumerate(zip(marks, places, strict=True)):
+        y = 24 + (len(marks) - 1 - i if end else i) * 17
+        left = end or x > frame.right - NAME
+        lines.append(tag("line", x1=x, x2=x, y1=y - 10, y2=frame.bottom, class_="quantile"))
+        place, anchor = (x - 5, "end") if left else (x + 5, "start")
+        names.append(label(place, y, f"{name} {milliseconds(value)}", "quantile-text", anchor))
+    return lines + names
 
 
 def _power(decade: int) -> str:
@@ -166,6 +174,6 @@ def heat_chart(history: History, width: int) -> str:
         )
     if history.drift_ms is not None:
         parts.append(marker_line(frame, history.drift_ms, "drift-line"))
-    parts.append(label(width - 2, 8, "max", "tick", "end"))
+    parts.append(label(frame.right + 6, 8, "max", "tick"))
     parts.append(event_axis(frame, bottom + 2))
     return picture(width, bottom + 50, "Shift of each input column over event time (PSI)", *parts)

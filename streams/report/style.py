@@ -64,7 +64,8 @@ svg .pill-text { font-size: 11px; font-weight: 600; } .pill.swap + .pill-text { 
 svg a:hover .pill, svg a:focus .pill { stroke-width: 2.6; }
 .band0 { fill: var(--band0); } .band1 { fill: var(--band1); } .band2 { fill: var(--band2); }
 .band3 { fill: var(--band3); } svg .band-text { font-weight: 600; font-size: 11.5px; }
-.quantile { stroke: var(--ink); stroke-width: 1.3; } svg .quantile-text { font-weight: 600; }
+.quantile { stroke: var(--ink); stroke-width: 1.3; } svg .quantile-text { font-weight: 600;
+  paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .heat0 { fill: rgba(var(--heat), .13); } .heat1 { fill: rgba(var(--heat), .32); }
 .heat2 { fill: rgba(var(--heat), .55); }
 .heat3 { fill: rgba(var(--heat), .78); } .heat4 { fill: rgb(var(--heat)); }
@@ -83,7 +84,7 @@ th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--rule); vertical
 tr:last-child td { border-bottom: 0; } td.n, th.n { text-align: right; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 .scroll { overflow-x: auto; }
-.timeline td { overflow-wrap: anywhere; } .timeline td.when { white-space: nowrap; }
+.timeline td { overflow-wrap: anywhere; } .timeline .when, .timeline .number { white-space: nowrap; }
 .timeline ul { margin: 4px 0 0; padding-left: 18px; color: var(--soft); }
 .timeline tr:target { background: var(--lane); }
 .what { font-weight: 650; } .what.alarm { color: var(--drift); } .what.swap { color: var(--served); }
@@ -91,7 +92,7 @@ a { color: var(--continuous); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; margin: 8px 0 0;
   font-size: 14.5px; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; } dd ul { margin: 0; padding-left: 18px; }
 @media (min-width: 900px) { .pair { grid-template-columns: 1fr 1fr; } }
 @media (max-width: 700px) { main { padding: 18px 10px 40px; } section { padding: 14px 12px; }
 h1 { font-size: 23px; }

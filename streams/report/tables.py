@@ -7,6 +7,7 @@ from typing import Any
 from streams.report.data import Entry, History
 from streams.report.svg import tag
 from streams.report.words import (
+    NONE,
     alert_evidence,
     alert_title,
     count,
@@ -66,7 +67,7 @@ def _entry(entry: Entry, history: History, numbers: Mapping[str, int]) -> str:
     after = since(entry.event_ms, history.drift_ms)
     return tag(
         "tr",
-        tag("td", f"{entry.number}"),
+        tag("td", f"{entry.number}", class_="number"),
         tag("td", escape(moment(entry.event_ms)), tag("div", escape(after), class_="soft"), class_="when"),
         tag("td", escape(title), class_=class_),
         tag("td", escape(why), tag("ul", *lines) if lines else ""),
@@ -116,15 +117,24 @@ def dead_letters(history: History) -> str:
 
 def run_facts(facts: Mapping[str, Any]) -> str:
     """Whatever else the caller told about the run."""
-    pairs = [
-        tag("dt", escape(key.replace("_", " "))) + tag("dd", escape(_plain(value)))
-        for key, value in facts.items()
-        if key not in IN_TILES
-    ]
+    pairs = [_fact(key, value) for key, value in facts.items() if key not in IN_TILES]
     return section("About this run", tag("dl", *pairs)) if pairs else ""
 
 
+def _fact(key: str, value: object) -> str:
+    """A fact with its name; a list (what failed, say) line by line."""
+    name = tag("dt", escape(key.replace("_", " ")))
+    if not isinstance(value, list | tuple):
+        return name + tag("dd", escape(_plain(value)))
+    if not value:
+        return name + tag("dd", "none")
+    lines = (tag("li", escape(_plain(line))) for line in value)
+    return name + tag("dd", tag("ul", *lines), class_="bad" if key == "failures" else None)
+
+
 def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return number(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) else str(value)

@@ -53,6 +53,9 @@ class _Owner:
         self.waiting = 0  # records in the queue
         self._last: dict[TP, Fetch] = {}
         self._next: dict[TP, int] = {}
+        self._free = asyncio.Event()
+        self._free.set()
+        self._working = asyncio.Lock()
         self.task = asyncio.create_task(self._guarded())
 
     def put(self, fetch: Fetch) -> None:
@@ -86,7 +89,9 @@ class _Owner:
             self.waiting -= size
             records = self._fresh(fetches)
             if records:
-                await self._step.process(records)
+                await self._free.wait()
+                async with self._working:
+                    await self._step.process(records)
                 await asyncio.sleep(max(0.0, started + self._pause_s - clock()))
 
     def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
@@ -105,6 +110,15 @@ class _Owner:
                 fresh.setdefault(tp, []).extend(records)
                 self._next[tp] = records[-1].offset + 1
         return fresh
+
+    async def hold(self) -> None:
+        """Finish the batch at hand and begin no other."""
+        self._free.clear()
+        async with self._working:
+            pass
+
+    def go_on(self) -> None:
+        self._free.set()
 
     async def close(self, *, final: bool) -> None:
         self.task.cancel()
@@ -155,13 +169,17 @@ class Partitions:
             owner = self._owners[group, partition] = _Owner(self._make(group, partition), self._pause_s)
         return owner
 
+    async def revoked(self) -> None:
+        """Before a rebalance: finish what was begun, so that a new owner finds nobody at work that it would fence."""
+        await asyncio.gather(*(owner.hold() for owner in self._owners.values()))
+
     async def assigned(self, tps: Iterable[TP]) -> None:
         """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new."""
         wanted = {(self._group_of[tp.topic], tp.partition) for tp in tps if tp.topic in self._group_of}
         for at in [at for at in self._owners if at not in wanted]:
             await self._owners.pop(at).close(final=False)
         for at in sorted(wanted):
-            self._owner(*at)
+            self._owner(*at).go_on()
 
     async def close(self) -> None:
         """The worker stops by request."""

@@ -141,6 +141,10 @@ def _run(
     for work in background:
         app.task(_guarded(work))
 
+    @app.on_partitions_revoked.connect(weak=False)
+    async def revoked(*_: Any, **__: Any) -> None:
+        await partitions.revoked()
+
     @app.on_partitions_assigned.connect(weak=False)
     async def assigned(_: Any, tps: Iterable[TP], **__: Any) -> None:
         await partitions.assigned(tps)

@@ -198,7 +198,9 @@ def _windowed(
         raise SpecError(f"{have} without {lack}", path, f"add {lack}, for example {_EXAMPLES[lack]}")
     number, category = (None, value) if value in known.categories else (value, None)
     return [
-        Feature("_".join(part for part in (entity, value, name, text) if part), name, number, length, category)
+        Feature(
+            "_".join(part for part in (entity, value, name, text) if part), name, number, length, category
+        )
         for text, length in windows
         for name in aggregates
     ]
@@ -208,16 +210,16 @@ def _recent(
     table: Mapping[str, Any], path: KeyPath, entity: str, value: str | None, known: _Known
 ) -> list[Feature]:
     """Decayed means and last values, which have no window."""
-    halves = [_duration(text, at) for text, at in _list(table, "decay", path)]
-    last = table.get("last", 0)
-    if isinstance(last, bool) or not isinstance(last, int) or not 0 <= last <= MOST_LAST:
+    halves = [_half_life(text, at) for text, at in _list(table, "decay", path)]
+    last = table.get("last")
+    if last is not None and (type(last) is not int or not 1 <= last <= MOST_LAST):
         fix = "say how many values to keep, for example last = 5"
         raise SpecError(f"last must be a whole number from 1 to {MOST_LAST}", (*path, "last"), fix)
     if (halves or last) and value not in known.numbers:
         key = "decay" if halves else "last"
         raise SpecError(f"{key} needs a number field as value", (*path, key), _NUMBER)
     decayed = [Feature(f"{entity}_{value}_decayed_{text}", "decayed", value, ms) for text, ms in halves]
-    places = range(1, last + 1)
+    places = range(1, (last or 0) + 1)
     return decayed + [Feature(f"{entity}_{value}_last_{i}", "last", value, 0, place=i) for i in places]
 
 
@@ -249,8 +251,8 @@ def _aggregate(name: Any, value: str | None, path: KeyPath, known: _Known) -> st
 
 
 def _window(text: Any, path: KeyPath) -> tuple[str, int]:
-    text, length = _duration(text, path)
-    if length % TILES:
+    text, length = _duration(text, path, "a window")
+    if length == 0 or length % TILES:
         raise SpecError(
             f'a window of "{text}" cannot be cut into {TILES} equal tiles of whole milliseconds',
             path,
@@ -259,17 +261,22 @@ def _window(text: Any, path: KeyPath) -> tuple[str, int]:
     return text, length
 
 
-def _duration(text: Any, path: KeyPath) -> tuple[str, int]:
+def _half_life(text: Any, path: KeyPath) -> tuple[str, int]:
+    text, length = _duration(text, path, "a half-life")
+    if length == 0:
+        raise SpecError(f'a half-life of "{text}" is no time at all', path, 'use "1ms" or longer')
+    return text, length
+
+
+def _duration(text: Any, path: KeyPath, what: str) -> tuple[str, int]:
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise SpecError(
             f"{text!r} is not a duration", path, 'write a number and ms, s, m, h or d, such as "30s" or "7d"'
         )
     length = int(match[1]) * _UNITS_MS[match[2]]
-    if length == 0:
-        raise SpecError(f'"{text}" is no time at all', path, 'write a longer one, such as "30s" or "7d"')
     if length > LONGEST_WINDOW_MS:
-        raise SpecError(f'a window of "{text}" is longer than ten years', path, "use a shorter window")
+        raise SpecError(f'{what} of "{text}" is longer than ten years', path, "use a shorter one")
     return match[0], length
 
 

@@ -14,7 +14,7 @@ import lz4.frame
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore import windows
+from featurestore import recent, sketch, windows
 from featurestore.layout import LAST_EVENT, LAST_LABEL, Layout
 from featurestore.spec import View
 
@@ -38,6 +38,7 @@ class EntityState:
     def __init__(self, view: View) -> None:
         self.view = view
         self._layout = Layout.of(view)
+        self._values, self._sketches = view.values, _sketches(view)
         self._size = 0
         self._keys = np.empty(0, np.int64)
         self._cells = np.empty((0, len(self._layout.blank)), np.float64)
@@ -58,32 +59,53 @@ class EntityState:
         times_ms: NDArray[np.int64],
         values: Mapping[str, NDArray[np.float64]],
         add: NDArray[np.bool_] | None = None,
+        hashed: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> NDArray[np.float32]:
         """The feature rows f32[n, F] of n events, each read before that event itself is added.
 
         keys i64[n], times_ms i64[n], values: f64[n] for each of `view.values`; numbers that are not finite
-        are not added. Rows where `add` is False are read and not added (all are added without it). Rows are
-        taken in order, so a row sees the rows before it in the same batch. Raises KeyError when a value is
-        missing.
+        are not added. hashed: i64[n] for each of `view.hashed`, a hash of the category; 0 is a missing one and
+        not added. Rows where `add` is False are read and not added (all are added without it). Rows are taken
+        in order, so a row sees the rows before it in the same batch. Raises KeyError when a column is missing.
         """
         count = len(keys)
         keys = _column(keys, count, np.int64)
         times_ms = _column(times_ms, count, np.int64)
         add = np.ones(count, np.bool_) if add is None else _column(add, count, np.bool_)
         # One spare row: a kernel given an array without rows would be compiled for nothing else.
-        matrix = np.zeros((max(1, len(self.view.values)), count), np.float64)
-        for row, name in enumerate(self.view.values):
+        matrix = np.zeros((max(1, len(self._values)), count), np.float64)
+        for row, name in enumerate(self._values):
             matrix[row] = _column(values[name], count, np.float64)
+        bits = self._bits(count, matrix, hashed or {})
         out = np.empty((count, len(self.view.features)), np.float32)
         at = self._layout
         for start in range(0, count, _CHUNK):
             part = slice(start, start + _CHUNK)
             rows = self._find(keys[part], add[part])
+            columns = (rows, times_ms[part], np.ascontiguousarray(matrix[:, part]), add[part], out[part])
             windows.fold_events(
-                *(self._cells, at.blank, at.rings, at.ops, at.features, at.tiles, at.event_rings),
-                *(rows, times_ms[part], np.ascontiguousarray(matrix[:, part]), add[part], out[part]),
+                *(self._cells, at.blank, at.rings, at.ops, at.features, at.tiles, at.event_rings), *columns
             )
+            if bits is not None:
+                sketch.fold_sketches(
+                    *(self._cells, self._cells.view(np.int64), at.sketches, at.tiles),
+                    *(rows, times_ms[part], np.ascontiguousarray(bits[:, part]), add[part], out[part]),
+                )
+            if at.decays.size or at.lasts.size:
+                recent.fold_recent(self._cells, at.blank, at.decays, at.halves, at.lasts, *columns)
         return out
+
+    def _bits(
+        self, count: int, values: NDArray[np.float64], hashed: Mapping[str, NDArray[np.int64]]
+    ) -> NDArray[np.int64] | None:
+        """The bit that each row sets in each sketch: i64[S, n], or None where nothing is sketched."""
+        rows = []
+        for name, at in self._sketches:
+            if at is None:
+                rows.append(sketch.bits_of_hashes(_column(hashed[name], count, np.int64)))
+            else:
+                rows.append(sketch.bits_of_numbers(values[at]))
+        return np.array(rows) if rows else None
 
     def add_labels(
         self, keys: NDArray[np.int64], known_ms: NDArray[np.int64], labels: NDArray[np.float64]
@@ -108,8 +130,8 @@ class EntityState:
         """Forgets entities whose last event and last known label are both before `before_ms`; says how many.
 
         With `before_ms` no later than the newest event time less `view.longest_ms`, no window of a row that
-        comes in time order changes; `time_since_last` becomes unknown. A replay must expire at the same
-        point.
+        comes in time order changes; `time_since_last`, decayed means and last values become unknown. A replay
+        must expire at the same point.
         """
         cells = self._cells[: self._size]
         stay = np.maximum(cells[:, LAST_EVENT], cells[:, LAST_LABEL]) >= before_ms
@@ -179,6 +201,11 @@ class EntityState:
         self._cells[self._size : size] = self._layout.blank
         self._size = size
         return rows
+
+
+def _sketches(view: View) -> list[tuple[str, int | None]]:
+    """What `distinct` counts: names, with their place among the values; None for a category."""
+    return [(name, None if name in view.hashed else view.values.index(name)) for name in view.sketched]
 
 
 def _grown(array: NDArray[Any], used: int, needed: int) -> NDArray[Any]:

@@ -46,7 +46,11 @@ _F32_MAX = float(np.finfo(np.float32).max)
 
 
 def kernel(function: Any) -> Any:
-    """Compiles at the first call and keeps the machine code on disk, so that only the first process waits."""
+    """Compiles at the first call and keeps the machine code on disk, so that only the first process waits.
+
+    Numba makes it anew when the file of the kernel changes, and does not look at what the kernel imports: who changes
+    a constant or a kernel that another file uses must touch that file too, or delete the cached code.
+    """
     # error_model="numpy": 0 / 0 is NaN, instead of a check at every division.
     return njit(cache=True, nogil=True, error_model="numpy")(function)
 
@@ -193,7 +197,7 @@ def fold_events(
     """Row by row: reads the features of its entity at its time into `out`, then adds it where `add` says so.
 
     cells f64[capacity, words] · rows i64[n], -1 = unknown entity · times i64[n] ms · values f64[V, n]
-    add bool[n] · out f32[n, F]
+    add bool[n] · out f32[n, F], of which only the columns of `features` are written
     """
     slots = np.empty(tiles, np.int64)
     totals = np.empty(ops.shape[0], np.float64)
@@ -206,7 +210,7 @@ def fold_events(
             kind = features[f, 0]
             x = values[features[f, 2], i] if kind == RATIO else 0.0
             y = _feature(kind, totals, features[f, 1], x, since_ms)
-            out[i, f] = min(max(y, -_F32_MAX), _F32_MAX) if y == y else np.nan
+            out[i, features[f, 3]] = min(max(y, -_F32_MAX), _F32_MAX) if y == y else np.nan
         if add[i]:
             for ring in range(event_rings):
                 _write(record, blank, rings, ops, ring, time // rings[ring, 0], tiles, values, i)

@@ -87,7 +87,8 @@ def warm_up(task: Task, live: LiveModel) -> None:
     key, time_ms = np.zeros(1, np.int64), np.zeros(1, np.int64)
     for view in task.views.values():
         state = EntityState(view)
-        state.update(key, time_ms, {value: np.zeros(1) for value in view.values})
+        values = {name: np.zeros(1) for name in view.values}
+        state.update(key, time_ms, values, hashed=dict.fromkeys(view.hashed, key))
         if view.needs_labels:
             state.add_labels(key, time_ms, np.zeros(1))
     SeenIds(task.serving.dedup_ms).check_and_add(key, time_ms)

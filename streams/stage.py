@@ -134,9 +134,17 @@ class StagePartition:
             return np.zeros((len(rows), len(self.view.columns) if self.view else 0), np.float32)
         at = [self.task.number_fields.index(name) for name in self.view.values]
         values = {name: rows.values[:, i] for name, i in zip(self.view.values, at, strict=True)}
-        features = self._state.update(rows.keys[:, self.index], rows.event_ms, values, ~rows.late)
+        hashed = {name: self._pseudonyms(rows, name) for name in self.view.hashed}
+        features = self._state.update(rows.keys[:, self.index], rows.event_ms, values, ~rows.late, hashed)
         rows.numbers[:, self._columns] = features
         return features
+
+    def _pseudonyms(self, rows: Rows, field: str) -> NDArray[np.int64]:
+        """The column int64 [n] of an entity's field or of a category of the model."""
+        fields = [entity.field for entity in self.task.entities]
+        if field in fields:
+            return rows.keys[:, fields.index(field)]
+        return rows.categories[:, self.task.categories.index(field)]
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copies of everything that the log made so far."""

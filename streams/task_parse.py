@@ -34,7 +34,7 @@ TOP = (
 TASK = ("name", "kind", "metric", "calendar")
 EVENT = ("id", "key", "time", "time_format", "fields")
 LABEL = ("field", "id", "time", "delay", "window", "missing")
-FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate")
+FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate", "decay", "last")
 PRIVACY = ("pseudonymise",)
 SERVING = (
     "guarantee", "max_event_bytes", "allowed_lateness", "late", "max_future", "dedup",
@@ -134,13 +134,15 @@ def _views(root: Table, entities: tuple[Entity, ...], event: EventSpec) -> dict[
     for index, table in enumerate(raw):
         Table(root.source, ("features", index), table, FEATURES)
     numbers = {field.name for field in event.fields if field.type == "number"}
-    names = [entity.name for entity in entities]
+    names, fields = [entity.name for entity in entities], {entity.field for entity in entities}
+    # Other categories with model = false are checked and then dropped: no row has them.
+    carried = {f.name for f in event.fields if f.type == "category" and (f.model or f.name in fields)}
     try:
-        return parse_views(names, numbers, raw)
+        return parse_views(names, numbers, raw, carried)
     except SpecError as error:
         key = error.path[2] if len(error.path) > 2 else ""
         value = raw[int(error.path[1])].get(key) if len(error.path) > 1 else None
-        known = {"entity": names, "value": sorted(numbers)}.get(str(key), [])
+        known = {"entity": names, "value": sorted(numbers | carried)}.get(str(key), [])
         hint = nearest(value, known) if isinstance(value, str) else ""
         root.source.fail(error.path, error.message, hint + (error.fix or "see docs/task-file.md"))
 

@@ -147,6 +147,16 @@ def test_an_entity_of_three_windows_takes_less_than_a_kilobyte() -> None:
     assert EntityState(parse_views(["card"], {"amount"}, [table])["card"]).bytes_per_entity <= 1024
 
 
+def test_decayed_means_last_values_and_sketches_take_what_the_documents_say() -> None:
+    def words(**table: Any) -> int:
+        made = parse_views(["card"], {"amount"}, [{"entity": "card", "value": "amount", **table}])["card"]
+        return EntityState(made).bytes_per_entity // 8 - 3  # the key and two times
+
+    assert words(windows=["1d"], aggregates=["distinct"]) == 8 * 9
+    assert words(decay=["1h", "1d"]) == 4 + 2 * 2
+    assert words(last=5) == 2 * 6
+
+
 def test_columns_of_other_lengths_and_missing_values_are_refused() -> None:
     state = EntityState(view())
     with pytest.raises(ValueError, match="3 rows"):

@@ -65,7 +65,7 @@ def complaint(old: str, new: str) -> str:
             31,
             "unknown key features.valeu",
             'did you mean "value"? keys here are entity, value, windows, aggregates, time_since_last, '
-            "label_rate",
+            "label_rate, decay, last",
         ),
         (
             "calendar = true",
@@ -183,9 +183,9 @@ def complaint(old: str, new: str) -> str:
         (
             'value = "fare"',
             'value = "city"',
-            31,
-            "'city' is not a number field of the event",
-            "number fields: fare, tip",
+            33,
+            'the aggregate "mean" needs a number field, and city is a category',
+            "of a category use distinct; count stands in a table without value",
         ),
         (
             'entity = "rider"',

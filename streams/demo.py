@@ -19,7 +19,7 @@ from streams.running import refuse_second
 from streams.session import Feeding, await_ready, stream
 from streams.simulate import Simulation, parse_change, simulate
 from streams.task import Task, load_task
-from streams.view import View, arms_of
+from streams.view import ARMS, View
 from streams.watch import Watch
 
 EVENTS = {"clicks": 100_000, "transactions": 120_000}
@@ -82,7 +82,7 @@ def _conclude(
     """Report, summary, verdict; the exit code."""
     accepted = feeding.events - watch.dead_letters
     after = drift_ms or simulation.start_ms
-    means = {arm: watch.mean(arm, task.metric, after) for arm in arms_of(task)}
+    means = {arm: watch.mean(arm, task.metric, after) for arm in ARMS}
     failures = judge(accepted, watch, means, drifting=drifting)
     facts: dict[str, Any] = {
         "task": task.name,
@@ -134,18 +134,13 @@ def _tell(
         f"{facts['doubled']} doubled, {facts['dead_letters']} dead letters"
     )
     console.print(f"drift alerts: {facts['alerts']}, swaps: {facts['swaps']}")
-    shown = [
-        f"{words} {'—' if means[arm] is None else f'{means[arm]:.3f}'}"
-        for arm, words in arms_of(task).items()
-    ]
+    shown = [f"{words} {'—' if means[arm] is None else f'{means[arm]:.3f}'}" for arm, words in ARMS.items()]
     console.print(f"{name} after the drift: {', '.join(shown)}")
-    if "champion" in means:
-        days = task.label.delay_ms / 86_400_000
-        console.print(
-            f"  labels come {days:g} days late: what was served is that much older than its judgement, the others"
-            " are as they were when the label came",
-            style="dim",
-        )
+    console.print(
+        "  (as served: by the model of that moment, before the labels of the events just before were there; the others"
+        " score an event when its label comes)",
+        style="dim",
+    )
     console.print(f"report: {out / 'report.html'}   figures: {out / 'summary.json'}")
     for failure in failures:
         console.print(f"[red]failed:[/] {failure}")

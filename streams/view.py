@@ -18,18 +18,13 @@ from streams.task import Task
 from streams.watch import Watch
 
 _LINE_EVERY_S = 10.0
-_LONG_DELAY_MS = 3_600_000
-
-
-def arms_of(task: Task) -> dict[str, str]:
-    """Models that are compared: arm → words.
-
-    The champion is shown beside what was served where labels come late: a served score is then as old as its label.
-    """
-    arms = {"frozen": "frozen before the drift", "continuous": "continuous", "served": "served (with swaps)"}
-    if task.label.delay_ms >= _LONG_DELAY_MS:
-        arms["champion"] = "live model (champion)"
-    return arms
+ARMS = {
+    "frozen": "frozen before the drift",
+    "continuous": "continuous",
+    "champion": "swapped (the live model)",
+    "served": "as served",
+}
+"""What is compared: arm → words. All but the last score an event when its label is there; what was served is older."""
 
 
 class View:
@@ -76,7 +71,7 @@ class View:
 
     def _line(self, watch: Watch, progress: Progress | None) -> str:
         sent = progress.events if progress else 0
-        metrics = ", ".join(f"{arm} {self._value(watch, arm)}" for arm in arms_of(self._task))
+        metrics = ", ".join(f"{arm} {self._value(watch, arm)}" for arm in ARMS)
         return (
             f"{sent:,} of {self._events:,} events sent, {watch.rate():,.0f} predictions/s, "
             f"lag {self._lag(watch, progress):,}, {self._task.metric}: {metrics}, model {watch.version}"
@@ -94,7 +89,7 @@ class View:
         arms.add_column("model")
         arms.add_column(f"rolling {self._task.metric.replace('_', ' ')}", justify="right")
         arms.add_column("")
-        for arm, name in arms_of(self._task).items():
+        for arm, name in ARMS.items():
             row = watch.latest(arm)
             value = row[self._task.metric] if row else None
             arms.add_row(

@@ -49,7 +49,7 @@ def metrics(hurt: str) -> list[Row]:
     """Every 25 events a row for each arm; the first has no AUC, since all labels were equal."""
     rows = []
     for i in range(25, EVENTS + 1, 25):
-        arms = {("served", ""): 0.7, ("champion", "L1"): 0.1, ("continuous", "L1"): 0.65}
+        arms = {("served", ""): 0.6, ("champion", "L1"): 0.7, ("continuous", "L1"): 0.65}
         if i >= 200:
             arms |= {("frozen", "L1"): 0.5, ("challenger", f"L2{hurt}"): 0.8}
         for (arm, lineage), auc in arms.items():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from streams.report.data import CONTINUOUS, FROZEN, METRICS, SERVED, Entry, History, Points
+from streams.report.data import CHAMPION, CONTINUOUS, FROZEN, METRICS, SERVED, Entry, History, Points
 from streams.report.svg import (
     Frame,
     clip_path,
@@ -26,11 +26,12 @@ MOST_POINTS = 360  # of a curve; a screen has not many more columns
 LANE = 27  # height of a lane below the curves
 PILL = 58  # width that a number in a lane may take
 ARM_NAMES = {
-    SERVED: "swapped (what was served)",
+    CHAMPION: "swapped (the live model)",
+    SERVED: "as served (before it saw the newest labels)",
     CONTINUOUS: "continuous (first model, still learning)",
     FROZEN: "frozen (as before the drift)",
 }
-SHORT_NAMES = {SERVED: "swapped", CONTINUOUS: "continuous", FROZEN: "frozen"}
+SHORT_NAMES = {CHAMPION: "swapped", SERVED: "as served", CONTINUOUS: "continuous", FROZEN: "frozen"}
 
 
 def arm_class(arm: str) -> str:

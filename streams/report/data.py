@@ -19,7 +19,7 @@ METRICS = {
 }
 SMALLER_IS_BETTER = {"log_loss", "ece"}
 FROZEN, CONTINUOUS, SERVED, CHAMPION = "frozen", "continuous", "served", "champion"
-COMPARED = (FROZEN, CONTINUOUS, SERVED)
+COMPARED = (FROZEN, CONTINUOUS, CHAMPION, SERVED)
 BINS = 120  # of event time and of wall-clock time: as many as a plot can show
 LATENCY_BINS = 10  # a decade of milliseconds
 
@@ -147,17 +147,8 @@ def _read_curves(archive: Archive, history: History, where: str) -> None:
     rows = archive.query(
         f"SELECT arm, lineage, event_ms, {history.metric}, log_loss, n FROM metrics {where} ORDER BY event_ms"
     )
-    arms = {arm for arm, *_ in rows}
     for arm, lineage, event_ms, value, loss, n in rows:
-        name = arm
-        if (
-            arm == CHAMPION
-        ):  # what the learner calls champion is what serving serves, unless it is measured itself
-            if SERVED in arms:
-                continue
-            name = SERVED
-        elif arm not in COMPARED:
-            name = f"{arm} {lineage}".strip()
+        name = arm if arm in COMPARED else f"{arm} {lineage}".strip()
         history.window = max(history.window, n)
         if math.isfinite(value):
             history.curves.setdefault(name, []).append((event_ms, value))

@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.clickhouse import Archive, create_tables
 from streams.report.curves import ARM_NAMES, arm_class, curves_chart, curves_data
-from streams.report.data import FROZEN, METRICS, SERVED, SMALLER_IS_BETTER, History, read_history
+from streams.report.data import CHAMPION, FROZEN, METRICS, SMALLER_IS_BETTER, History, read_history
 from streams.report.plots import HEAT_COLUMNS, HEAT_STEPS, heat_chart, latency_chart, rate_chart, rate_data
 from streams.report.style import CSS, JS
 from streams.report.summary import summary
@@ -97,11 +97,11 @@ def _story(history: History, figures: Mapping[str, Any]) -> list[str]:
             else ""
         )
     text += _dated(history)
-    if FROZEN not in after or SERVED not in after:
+    if FROZEN not in after or CHAMPION not in after:
         return [text]
-    gain = _gain(history, after[SERVED], after[FROZEN])
+    gain = _gain(history, after[CHAMPION], after[FROZEN])
     result = (
-        f"Since then {name} averaged {number(after[SERVED])} for what was served and {number(after[FROZEN])} for "
+        f"Since then {name} averaged {number(after[CHAMPION])} for the live model and {number(after[FROZEN])} for "
         f"the same model frozen before the change: {number(abs(gain))} {'better' if gain > 0 else 'worse'}."
     )
     return [text, result]

@@ -7,12 +7,14 @@ lines differ in dash and width as well, and every state that has a colour also h
 CSS = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5a6575; --rule: #d9dee6; --lane: #eef1f5;
-  --served: #00805c; --continuous: #0067a8; --frozen: #c24e00; --challenger: #8b5a9f; --drift: #b3123f;
+  --champion: #00805c; --served: #6b7f78;
+  --continuous: #0067a8; --frozen: #c24e00; --challenger: #8b5a9f; --drift: #b3123f;
   --good: #00704f; --bad: #b3123f; --bar: #7fa8cc; --heat: 0, 88, 150;
   --band0: #d5dbe5; --band1: #b9e0d0; --band2: #f3dcb5; --band3: #dccbe6; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #11151c; --card: #1a202a; --ink: #e8ecf2; --soft: #a3adbb; --rule: #343d4b; --lane: #232b37;
-  --served: #35c99a; --continuous: #5cb3ef; --frozen: #ff9a4d; --challenger: #c79ada; --drift: #ff6f91;
+  --champion: #35c99a; --served: #93a8a0;
+  --continuous: #5cb3ef; --frozen: #ff9a4d; --challenger: #c79ada; --drift: #ff6f91;
   --good: #4fd6a8; --bad: #ff7d9b; --bar: #4d7fae; --heat: 110, 190, 255;
   --band0: #3a4453; --band1: #1f5646; --band2: #5d4820; --band3: #4d3a5c; } }
 * { box-sizing: border-box; }
@@ -35,6 +37,7 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .arms .tile { border-left: 5px solid var(--rule); } .arms b { font-size: 32px; }
 .arms .frozen { border-left-color: var(--frozen); }
 .arms .continuous { border-left-color: var(--continuous); }
+.arms .champion { border-left-color: var(--champion); }
 .arms .served { border-left-color: var(--served); }
 .good { color: var(--good) !important; } .bad { color: var(--bad) !important; }
 .missing { border-left: 5px solid var(--frozen); }
@@ -46,20 +49,21 @@ svg text { font: 12px system-ui, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans",
 svg .tick { fill: var(--soft); } svg .axis-title { fill: var(--soft); font-size: 12.5px; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); } .lane { fill: var(--lane); }
 .line { fill: none; stroke-linejoin: round; }
-.line.served { stroke: var(--served); stroke-width: 4.5; stroke-opacity: .75; }
+.line.champion { stroke: var(--champion); stroke-width: 4.5; stroke-opacity: .75; }
+.line.served { stroke: var(--served); stroke-width: 1.4; }
 .line.continuous { stroke: var(--continuous); stroke-width: 1.8; }
 .line.frozen { stroke: var(--frozen); stroke-width: 2.2; stroke-dasharray: 7 4; }
 .line.challenger { stroke: var(--challenger); stroke-width: 1.2; stroke-dasharray: 2 3; }
-.line.predicted { stroke: var(--served); stroke-width: 1.8; }
+.line.predicted { stroke: var(--champion); stroke-width: 1.8; }
 .area { fill: var(--bar); fill-opacity: .45; } .bar { fill: var(--bar); }
-svg .end { font-weight: 600; } svg .end.served { fill: var(--served); }
+svg .end { font-weight: 600; } svg .end.champion { fill: var(--champion); } svg .end.served { fill: var(--served); }
 svg .end.continuous { fill: var(--continuous); } svg .end.frozen { fill: var(--frozen); }
 .drift-line { stroke: var(--drift); stroke-width: 1.6; stroke-dasharray: 5 3; }
 svg .drift-text { fill: var(--drift); font-weight: 600; }
-svg .swap-text { fill: var(--served); font-weight: 600; }
-.swap-line { stroke: var(--served); stroke-width: 1.6; }
+svg .swap-text { fill: var(--champion); font-weight: 600; }
+.swap-line { stroke: var(--champion); stroke-width: 1.6; }
 .pill { fill: var(--card); stroke: var(--soft); stroke-width: 1.3; }
-.pill.alarm { stroke: var(--drift); } .pill.swap { fill: var(--served); stroke: var(--served); }
+.pill.alarm { stroke: var(--drift); } .pill.swap { fill: var(--champion); stroke: var(--champion); }
 svg .pill-text { font-size: 11px; font-weight: 600; } .pill.swap + .pill-text { fill: var(--card); }
 svg a:hover .pill, svg a:focus .pill { stroke-width: 2.6; }
 .band0 { fill: var(--band0); } .band1 { fill: var(--band1); } .band2 { fill: var(--band2); }
@@ -87,7 +91,7 @@ th:last-child, td:last-child { padding-right: 0; }
 .timeline td { overflow-wrap: anywhere; } .timeline .when, .timeline .number { white-space: nowrap; }
 .timeline ul { margin: 4px 0 0; padding-left: 18px; color: var(--soft); }
 .timeline tr:target { background: var(--lane); }
-.what { font-weight: 650; } .what.alarm { color: var(--drift); } .what.swap { color: var(--served); }
+.what { font-weight: 650; } .what.alarm { color: var(--drift); } .what.swap { color: var(--champion); }
 a { color: var(--continuous); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; margin: 8px 0 0;

@@ -5,18 +5,18 @@ from html import escape
 from typing import Any
 
 from streams.report.curves import ARM_NAMES
-from streams.report.data import CONTINUOUS, FROZEN, METRICS, SERVED, SMALLER_IS_BETTER, History
+from streams.report.data import COMPARED, FROZEN, METRICS, SMALLER_IS_BETTER, History
 from streams.report.svg import tag
 from streams.report.words import count, milliseconds, number, signed
 
 
 def arm_tiles(history: History, figures: Mapping[str, Any]) -> str:
-    """The three compared arms after the change, each with its distance to the frozen one."""
+    """The compared arms after the change, each with its distance to the frozen one."""
     after = figures["after_drift"]
     means = after or figures["before_drift"]
     text = f"{METRICS[history.metric]} {'after the drift' if after else 'over the whole stream'}"
     tiles = []
-    for arm in (FROZEN, CONTINUOUS, SERVED):
+    for arm in COMPARED:
         if arm not in means:
             continue
         parts = [tag("span", escape(ARM_NAMES[arm])), tag("b", number(means[arm])), tag("span", escape(text))]

@@ -118,6 +118,7 @@ def points(picture: ET.Element, arm: str) -> list[tuple[float, float]]:
 def test_the_curves_are_the_metric_over_time_without_what_is_undefined(shop: Report) -> None:
     plot = shop.picture("AUC over event time")
     expected = {
+        "champion": 15,
         "served": 15,
         "continuous": 15,
         "frozen": 9,
@@ -125,15 +126,15 @@ def test_the_curves_are_the_metric_over_time_without_what_is_undefined(shop: Rep
     }  # all start with a row that is NaN
     curves = {arm: points(plot, arm) for arm in expected}
     assert {arm: len(curve) for arm, curve in curves.items()} == expected
-    assert len(list(plot.iter("polyline"))) == len(
-        expected
-    )  # the champion is not drawn beside what was served
+    assert len(list(plot.iter("polyline"))) == len(expected)
     for curve in curves.values():
         steps = [after - before for (before, _), (after, _) in pairwise(curve)]
         assert max(steps) - min(steps) < 0.3  # evaluations are equally far apart
         assert all(after < before for (_, before), (_, after) in pairwise(curve))  # AUC rises
     heights = {arm: curve[-1][1] for arm, curve in curves.items()}
-    assert heights["served"] < heights["continuous"] < heights["frozen"]  # less is higher on a page
+    assert (
+        heights["champion"] < heights["continuous"] < heights["served"] < heights["frozen"]
+    )  # less is higher on a page
     assert "swapped 0.740" in shop.html.text
 
 
@@ -215,7 +216,7 @@ def test_the_figures_are_those_of_sql(shop: Report, archive: Archive) -> None:
     assert figures["events_until_alert"] == ask(
         "count()", "predictions", f"AND event_ms > {DRIFT} AND event_ms <= {at(240)}"
     )
-    for arm in ("served", "continuous", "frozen"):
+    for arm in ("champion", "served", "continuous", "frozen"):
         after = ask("avg(auc)", "metrics", f"AND arm = '{arm}' AND event_ms > {DRIFT}")
         assert figures["after_drift"][arm] == pytest.approx(after)
         loss = ask("avg(log_loss)", "metrics", f"AND arm = '{arm}' AND event_ms > {DRIFT}")
@@ -254,6 +255,7 @@ def test_nothing_failed_reads_as_none(archive: Archive, reports: dict[str, Repor
 def test_hostile_text_stays_text(reports: dict[str, Report], shop: Report) -> None:
     hostile = reports[HOSTILE]
     assert hostile.figures["after_drift"].keys() - {f"challenger L2{HOSTILE}"} == {
+        "champion",
         "served",
         "continuous",
         "frozen",

@@ -80,6 +80,9 @@ class LabelStep:
         context.metrics.count("labels_total", len(labels.ids))
         context.metrics.count("dead_letters_total", len(broken))
 
+    async def quiet(self) -> None:
+        """See Step."""
+
     async def close(self, *, final: bool) -> None:
         """See Step."""
         await self._committer.close()
@@ -129,6 +132,9 @@ class JoinStep:
         self._offset = batch[-1].offset + 1
         await self._committer.commit(outputs, {self._source: self._offset})
         self._maybe_snapshot()
+
+    async def quiet(self) -> None:
+        """See Step."""
 
     def _feed_back(self, outputs: Outputs, labelled: wire.Labelled) -> None:
         context = self._context

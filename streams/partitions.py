@@ -30,13 +30,16 @@ _MOST_RECORDS = 4000
 
 
 class Step(Protocol):
-    """What happens to one partition. Three methods: taking over, working, letting go."""
+    """What happens to one partition. Four methods: taking over, working, hearing of nothing, letting go."""
 
     async def open(self) -> Mapping[TP, int]:
         """Take the partition over; the first offset to process of every source."""
 
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
         """Process records in offset order and commit; raising ends the worker."""
+
+    async def quiet(self) -> None:
+        """Nothing came for a while, or since the partition was taken over; called once until something comes."""
 
     async def close(self, *, final: bool) -> None:
         """Let go; `final` when the worker stops by request and may save what speeds up the next start."""
@@ -47,8 +50,8 @@ class LostFetch(Exception):
 
 
 class _Owner:
-    def __init__(self, step: Step, pause_s: float) -> None:
-        self._step, self._pause_s = step, pause_s
+    def __init__(self, step: Step, pause_s: float, quiet_s: float) -> None:
+        self._step, self._pause_s, self._quiet_s = step, pause_s, quiet_s
         self._queue: asyncio.Queue[Fetch] = asyncio.Queue()
         self.waiting = 0  # records in the queue
         self._last: dict[TP, Fetch] = {}
@@ -80,7 +83,7 @@ class _Owner:
         self._next = dict(await self._step.open())
         clock = asyncio.get_running_loop().time
         while True:
-            fetches = [await self._queue.get()]
+            fetches = [await self._something()]
             started = clock()
             size = len(fetches[0].records)
             while size < _MOST_RECORDS and not self._queue.empty():
@@ -93,6 +96,18 @@ class _Owner:
                 async with self._working:
                     await self._step.process(records)
                 await asyncio.sleep(max(0.0, started + self._pause_s - clock()))
+
+    async def _something(self) -> Fetch:
+        """The next fetch, however long it takes; after `quiet_s` without one the step hears of it."""
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        try:
+            return await asyncio.wait_for(self._queue.get(), self._quiet_s)
+        except TimeoutError:
+            await self._free.wait()
+            async with self._working:
+                await self._step.quiet()
+            return await self._queue.get()
 
     def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
         """Records at or above the next offset of their partition, in order; a dropped fetch is an error."""
@@ -133,12 +148,19 @@ class Partitions:
         make: makes the step for (group, partition).
         group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
         pause_ms: least time between two commits of one partition, in milliseconds; 0 commits as fast as Kafka does.
+        quiet_ms: how long a partition's records may fail to come until its step is told.
     """
 
     def __init__(
-        self, make: Callable[[str, int], Step], group_of: Mapping[str, str], *, pause_ms: int = 0
+        self,
+        make: Callable[[str, int], Step],
+        group_of: Mapping[str, str],
+        *,
+        pause_ms: int = 0,
+        quiet_ms: int = 1000,
     ) -> None:
-        self._make, self._group_of, self._pause_s = make, group_of, pause_ms / 1000
+        self._make, self._group_of = make, group_of
+        self._pause_s, self._quiet_s = pause_ms / 1000, quiet_ms / 1000
         self._order = {group: place for place, group in enumerate(dict.fromkeys(group_of.values()))}
         self._owners: dict[tuple[str, int], _Owner] = {}
 
@@ -166,7 +188,9 @@ class Partitions:
     def _owner(self, group: str, partition: int) -> _Owner:
         owner = self._owners.get((group, partition))
         if owner is None:
-            owner = self._owners[group, partition] = _Owner(self._make(group, partition), self._pause_s)
+            owner = self._owners[group, partition] = _Owner(
+                self._make(group, partition), self._pause_s, self._quiet_s
+            )
         return owner
 
     async def revoked(self) -> None:

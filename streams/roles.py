@@ -61,7 +61,8 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
             context, stages.index(stage), partition, _committer(task, settings, app, group, stage, partition)
         )
 
-    partitions = Partitions(make, group_of, pause_ms=task.serving.commit_every_ms)
+    serving = task.serving
+    partitions = Partitions(make, group_of, pause_ms=serving.commit_every_ms, quiet_ms=serving.idle_ms)
     _run(app, partitions, group_of, [live.follow, online.run, _reporter(metrics)], [online.flush])
     return app
 

@@ -35,6 +35,7 @@ from streams import wire
 from streams.dead_letters import add_dead_letters
 from streams.live import LiveModel
 from streams.online import OnlineWriter
+from streams.ordering import IDLE, told
 from streams.privacy import Pseudonymiser
 from streams.recovery import replay
 from streams.snapshots import Snapshots
@@ -102,12 +103,13 @@ class ServeStep:
     def __init__(self, context: ServeContext, index: int, partition: int, committer: Committer) -> None:
         self._context, self._index, self._partition, self._committer = context, index, partition, committer
         task, topics = context.task, context.topics
-        self._stage = StagePartition(task, index, context.pseudonymiser)
+        self._stage = StagePartition(task, index, context.pseudonymiser, context.settings.partitions)
         self._main = TP(topics.stage(index), partition)
         self._sources = [self._main]
         if self._stage.entity in topics.feedback_entities:
             self._sources.append(TP(topics.feedback(self._stage.entity), partition))
         self._last = index == len(task.entities) - 1
+        self._tells = task.serving.order == "event_time" and not self._last
         self._offsets: dict[TP, int] = {}
         self._snapshots = Snapshots(
             context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
@@ -160,18 +162,33 @@ class ServeStep:
             context.task.name,
             folded.broken,
         )
-        rows = folded.rows
-        if not len(rows):
-            return
-        if self._last:
-            self._predict(outputs, rows)
-            return
-        topic = context.topics.stage(self._index + 1)
-        targets = wire.partition_of(rows.keys[:, self._index + 1], context.settings.partitions)
-        for target in np.unique(targets).tolist():
+        if not self._last:
+            self._pass_on(outputs, folded.rows, self._stage.watermark_ms)
+        elif len(folded.rows):
+            self._predict(outputs, folded.rows)
+
+    def _pass_on(self, outputs: Outputs, rows: wire.Rows, watermark_ms: int) -> None:
+        """Rows to the next stage, each to the partition of its next entity; where order matters, how far we are to all.
+
+        What tells it is the last record for a partition, so that all rows up to there have come before.
+        """
+        partitions = self._context.settings.partitions
+        topic = self._context.topics.stage(self._index + 1)
+        targets = wire.partition_of(rows.keys[:, self._index + 1], partitions)
+        headers = told(self._partition, watermark_ms) if self._tells else []
+        for target in range(partitions) if self._tells else np.unique(targets).tolist():
             part = rows.take(targets == target)
-            for cut in wire.cuts(part):
+            *whole, last = wire.cuts(part) or [np.arange(0)]
+            for cut in whole:
                 outputs.add(topic, target, wire.encode_rows(part.take(cut)))
+            outputs.add(topic, target, wire.encode_rows(part.take(last)), headers=headers)
+
+    async def quiet(self) -> None:
+        """See Step: nothing has come for a while, so nobody should wait for this partition."""
+        if self._tells and self._index == 0:  # later stages pass on what the first one tells
+            outputs = Outputs()
+            self._pass_on(outputs, wire.Rows.empty(self._context.task), IDLE)
+            await self._committer.commit(outputs, self._offsets)
 
     def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
         context, encode = self._context, self._encoder.encode

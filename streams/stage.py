@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
 from streams.events import Broken, EventDecoder
+from streams.ordering import Merge
 from streams.privacy import Pseudonymiser
 from streams.rows import Rows
 from streams.task import Task
@@ -42,9 +43,9 @@ class Folded:
 
 
 class StagePartition:
-    """One partition of serve stage `index` of a task."""
+    """One partition of serve stage `index` of a task; `partitions` is how many the stage before it has."""
 
-    def __init__(self, task: Task, index: int, pseudonymiser: Pseudonymiser) -> None:
+    def __init__(self, task: Task, index: int, pseudonymiser: Pseudonymiser, partitions: int = 1) -> None:
         self.task, self.index = task, index
         self.entity = task.entities[index].name
         self.view = task.views.get(self.entity)
@@ -55,6 +56,8 @@ class StagePartition:
         self._remember_ms = task.serving.dedup_ms + task.serving.max_future_ms
         self._seen = SeenIds(self._remember_ms)
         self._watermark_ms = _BEGINNING
+        ordered = task.serving.order == "event_time" and index > 0
+        self._merge = Merge(task, partitions) if ordered else None
 
     def _feature_columns(self) -> slice:
         if self.view is None:
@@ -67,8 +70,14 @@ class StagePartition:
         """Changes with everything that gives a snapshot its meaning; another one must not be restored."""
         serving = self.task.serving
         limits = (self._remember_ms, serving.allowed_lateness_ms, serving.late)
-        text = repr((_FORMAT, self.task.rows_hash, self.index, limits if self.index == 0 else ()))
+        order = () if self._merge is None else self._merge.partitions
+        text = repr((_FORMAT, self.task.rows_hash, self.index, limits if self.index == 0 else (), order))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def watermark_ms(self) -> int:
+        """Event time that this partition has come to; `ordering.IDLE` when the ones before it have nothing."""
+        return self._watermark_ms if self._merge is None else self._merge.watermark_ms
 
     @property
     def entities(self) -> int:
@@ -82,9 +91,14 @@ class StagePartition:
         parts, broken = [], []
         for record in records:
             try:
-                parts.append(decode_rows(record.value, self.task.rows_hash))
+                rows = decode_rows(record.value, self.task.rows_hash)
             except Damaged as error:
                 broken.append(Broken(record, "damaged", str(error)))
+                continue
+            if self._merge is not None:
+                self._merge.add(record, rows)
+                rows = self._merge.take()  # after each record, so that it does not matter how the log is cut
+            parts.append(rows)
         rows = Rows.concat(parts) if parts else Rows.empty(self.task)
         return Folded(rows, self._fill(rows), broken)
 
@@ -151,6 +165,8 @@ class StagePartition:
         arrays = {f"seen.{name}": array for name, array in self._seen.snapshot().items()}
         if self._state is not None:
             arrays |= {f"state.{name}": array for name, array in self._state.snapshot().items()}
+        if self._merge is not None:
+            arrays |= {f"merge.{name}": array for name, array in self._merge.snapshot().items()}
         arrays["watermark_ms"] = np.array([self._watermark_ms], np.int64)
         return arrays
 
@@ -160,6 +176,8 @@ class StagePartition:
         self._seen = SeenIds.restore(self._remember_ms, _under("seen.", arrays))
         if self.view is not None:
             self._state = EntityState.restore(self.view, _under("state.", arrays))
+        if self._merge is not None:
+            self._merge.restore(_under("merge.", arrays))
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -97,6 +97,8 @@ class Serving:
     snapshot_every_ms: int = 10_000
     refresh_every_ms: int = 1_000
     commit_every_ms: int = 50
+    order: str = "arrival"  # or "event_time"
+    idle_ms: int = 1_000
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.settings import Settings
 
 _FILE = "run.json"
 
@@ -19,6 +21,26 @@ def running(data: Path) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError):
         return None
     return {"kafka": record["kafka"], "task": record["task"]}
+
+
+def settings_here(kafka: str = "") -> Settings:
+    """The environment's settings, with this Kafka if one is given. Raises UserError."""
+    settings = Settings.from_env(os.environ)
+    return replace(settings, kafka=kafka) if kafka else settings
+
+
+def connected(kafka: str = "") -> Settings:
+    """Settings with a Kafka: the one given, the environment's, or that of the Driftline that runs here."""
+    settings = settings_here(kafka)
+    if settings.kafka:
+        return settings
+    found = running(settings.data)
+    if not found:
+        raise UserError(
+            f"no Kafka is known: nothing runs on {settings.data}",
+            "start `driftline up` in another terminal, or give --kafka HOST:PORT",
+        )
+    return replace(settings, kafka=found["kafka"])
 
 
 def refuse_second(data: Path) -> None:

@@ -1,0 +1,178 @@
+"""`driftline models`, `drift` and `predictions`: what happened, read from the registry and from Kafka."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from infra.errors import UserError
+from streams.running import connected, settings_here
+from streams.task import Task, load_task
+
+models = typer.Typer(no_args_is_help=True, help="Which models there were, and which one is live.")
+drift = typer.Typer(no_args_is_help=True, help="Drift alarms, and what was decided after them.")
+predictions = typer.Typer(no_args_is_help=True, help="The predictions that are made.")
+
+TaskOption = Annotated[str, typer.Option("--task", "-t", help="A built-in task or the path of a task file.")]
+KafkaOption = Annotated[
+    str, typer.Option("--kafka", help="host:port; default: of the `driftline up` that runs here.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Row = dict[str, Any]
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def lineages(task: Task) -> list[Row]:
+    """Every lineage of the task with when and why it was born, when it was live, and its settings; oldest first."""
+    from infra.blobs import Blobs
+    from learners.registry import Registry
+
+    registry = Registry(Blobs(settings_here().blobs), f"models/{task.name}/registry")
+    lives = registry.history()
+    rows = []
+    for birth in registry.lineages():
+        since = [live for live in lives if live.lineage == birth.name]
+        rows.append(
+            {
+                "lineage": birth.name,
+                "live": bool(lives) and lives[-1].lineage == birth.name,
+                "parent": birth.parent,
+                "born_at": birth.created_ms,
+                "event_time": birth.event_ms or None,
+                "why": birth.why,
+                "live_since": [live.since_ms for live in since],
+                "live_because": [live.reason for live in since],
+                "seed": birth.seed,
+                "schema": birth.schema,
+                "config": dict(birth.config),
+            }
+        )
+    return rows
+
+
+@models.command("list")
+def models_list(task: TaskOption = "clicks", as_json: JsonOption = False) -> None:
+    """List the lineages: born when and why, and which one is live."""
+    rows = lineages(load_task(task))
+    if as_json:
+        _print_lines(rows)
+        return
+    if not rows:
+        raise UserError(
+            f"there are no models in {settings_here().blobs}",
+            "they come with the first run of `driftline up`",
+        )
+    for row in rows:
+        config = row["config"]
+        model = f"{config['family']}, {config['optimiser']} {config['learning_rate']:g}"
+        mark, parent = "live" if row["live"] else "", f"from {row['parent']}" if row["parent"] else "new"
+        born = _clock(row["born_at"])
+        _console.print(
+            f"{mark:<4}  {row['lineage']:<4}  {born}  {parent:<11}  {model}: {row['why']}", markup=False
+        )
+
+
+@models.command("show")
+def models_show(
+    lineage: Annotated[str, typer.Argument(help="Such as L2.")],
+    task: TaskOption = "clicks",
+    as_json: JsonOption = False,
+) -> None:
+    """Show one lineage: its origin, its settings, when it was live and why."""
+    found = {row["lineage"]: row for row in lineages(load_task(task))}
+    if lineage not in found:
+        known = ", ".join(found) or "none yet"
+        raise UserError(f"there is no lineage {lineage!r}", f"lineages are {known}")
+    row = found[lineage]
+    if as_json:
+        _print_lines([row])
+        return
+    _console.print(
+        f"[bold]{lineage}[/] from {row['parent'] or 'nothing'}, born {_clock(row['born_at'])}, seed {row['seed']}"
+    )
+    _console.print(f"  because: {row['why']}", markup=False)
+    for since, reason in zip(row["live_since"], row["live_because"], strict=True):
+        _console.print(f"  live since {_clock(since)}: {reason}", markup=False)
+    for name, value in row["config"].items():
+        _console.print(f"  {name}  {value}", markup=False)
+
+
+@drift.command("history")
+def drift_history(task: TaskOption = "clicks", kafka: KafkaOption = "", as_json: JsonOption = False) -> None:
+    """Tell every alarm and every decision that Kafka still has, in the order of event time."""
+    from infra.kafka import read_all
+    from streams.topics import Topics
+
+    loaded, settings = load_task(task), connected(kafka)
+    topics = Topics.of(loaded)
+    rows = [
+        json.loads(record.value or b"{}")
+        for topic in (topics.drift_alerts, topics.audit)
+        for record in read_all(settings.kafka, topic)
+    ]
+    rows.sort(key=lambda row: (row["event_time"], "alert_id" not in row, row["created_at"]))
+    if as_json:
+        _print_lines(rows)
+        return
+    for row in rows:
+        kind, text = ("alarm", row["message"]) if "alert_id" in row else (row["action"], row["reason"])
+        _console.print(f"{_clock(row['event_time'])}  {kind:<9}  {text}", markup=False)
+    if not rows:
+        _console.print("no alarm and no decision so far")
+
+
+@predictions.command("tail")
+def predictions_tail(
+    task: TaskOption = "clicks",
+    kafka: KafkaOption = "",
+    last: Annotated[int, typer.Option("--last", "-n", help="How many of the newest to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
+) -> None:
+    """Print the newest predictions, one JSON object a line as they are in Kafka."""
+    from streams.topics import Topics
+
+    loaded, settings = load_task(task), connected(kafka)
+    for value in _newest(settings.kafka, Topics.of(loaded).predictions, last, follow=follow):
+        print(value.decode(), flush=follow)
+
+
+def _newest(kafka: str, topic: str, last: int, *, follow: bool) -> Iterator[bytes]:
+    """The newest `last` committed values of a topic by Kafka's time; then, to follow, every new one."""
+    from kafka import TopicPartition
+
+    from infra.kafka import end_offsets, make_consumer, translated
+
+    with translated(kafka):
+        ends = end_offsets(kafka, topic)
+        consumer = make_consumer(kafka)
+        try:
+            places = {p: TopicPartition(topic, p) for p in ends}
+            consumer.assign(list(places.values()))
+            oldest = consumer.beginning_offsets(list(places.values()))
+            for p, place in places.items():
+                # Transaction markers take offsets too: some more than asked for are read.
+                consumer.seek(place, max(oldest[place], ends[p] - 2 * last - 2))
+            found: list[Any] = []
+            while any(consumer.position(place) < ends[p] for p, place in places.items()):
+                for records in consumer.poll(timeout_ms=200).values():
+                    found += records
+            found.sort(key=lambda record: (record.timestamp, record.partition, record.offset))
+            yield from (record.value for record in found[max(0, len(found) - last) :])
+            while follow:
+                for records in consumer.poll(timeout_ms=200).values():
+                    yield from (record.value for record in records)
+        finally:
+            consumer.close()
+
+
+def _print_lines(rows: list[Row]) -> None:
+    for row in rows:
+        print(json.dumps(row))
+
+
+def _clock(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"

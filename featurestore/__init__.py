@@ -1,4 +1,5 @@
 """Features of a stream: what to compute (spec), what computes it (windows, state), and Feast as front door.
 
-Reading order: spec → windows → state → dedup → packed → online → repository. Nothing here knows of models.
+Reading order: spec → windows → sketch → recent → state → dedup → packed → online → asked → history → offline →
+repository. Nothing here knows of models.
 """

@@ -11,7 +11,7 @@ from typing import Any
 from feast import Project
 from feast.repo_config import load_repo_config
 
-from featurestore.repository import PROJECT, applied_views, feast_objects, make_history
+from featurestore.repository import PROJECT, applied_views, feast_objects
 from featurestore.spec import View, parse_views
 
 _HERE = Path(__file__).parent
@@ -22,8 +22,12 @@ def _built_in() -> dict[str, dict[str, View]]:
     tasks = {}
     for path in sorted((_HERE.parent / "streams" / "tasks").glob("*.toml")):
         task: dict[str, Any] = tomllib.loads(path.read_text())
-        numbers = {name for name, field in task["event"]["fields"].items() if field["type"] == "number"}
-        tasks[task["task"]["name"]] = parse_views(list(task["entities"]), numbers, task.get("features", []))
+        entities, fields = task["entities"], task["event"]["fields"]
+        numbers = {name for name, field in fields.items() if field["type"] == "number"}
+        categories = {*fields, *entities.values()} - numbers
+        tasks[task["task"]["name"]] = parse_views(
+            list(entities), numbers, task.get("features", []), categories
+        )
     return tasks
 
 
@@ -33,8 +37,7 @@ def _objects() -> dict[str, Any]:
     home.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"project": Project(name=PROJECT)}
     for task, views in (applied_views(home) | _built_in()).items():
-        entities, feature_views, service = feast_objects(task, list(views), views, home / "history")
-        make_history(task, views, home / "history")
+        entities, feature_views, service = feast_objects(task, list(views), views)
         found |= {f"entity_{entity.name}": entity for entity in entities}
         found |= {f"view_{view.name}": view for view in feature_views}
         found[f"service_{service.name}"] = service

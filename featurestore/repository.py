@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featurestore.packed import PackedTables, table_name
 from featurestore.spec import Feature, View
+from infra.settings import Settings
 
 if TYPE_CHECKING:
     from feast import Entity, FeatureService, FeatureStore, FeatureView
@@ -39,26 +40,26 @@ def view_name(task_name: str, entity: str) -> str:
     return f"{task_name}_{entity}".replace("-", "_")
 
 
-def feast_objects(
-    task_name: str, entities: Sequence[str], views: Mapping[str, View], history: Path
-) -> FeastObjects:
+def feast_objects(task_name: str, entities: Sequence[str], views: Mapping[str, View]) -> FeastObjects:
     """The Feast objects of a task: entities, a view for each entity with features, a service of all views.
 
     The join key of an entity is INT64 and holds its pseudonym. Rows do not expire in Feast (a ttl of 0): the
-    windows themselves say how old an event may be. `history` is the folder that `make_history` fills.
+    windows themselves say how old an event may be. Past rows come from the archive.
     """
     from datetime import timedelta
 
-    from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+    from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
     from feast.types import Float32, Int64
+
+    from featurestore.history import PastView
+    from featurestore.offline import ArchiveSource
 
     feast_entities, feast_views = [], []
     for name in entities:
         if name not in views:
             continue
         full, key = view_name(task_name, name), f"{name}_key"
-        past = _history_file(history, task_name, name, views[name])
-        batch = FileSource(path=str(past), timestamp_field="event_timestamp")
+        past = PastView(task_name, name, views[name].fingerprint, views[name].columns)
         entity = Entity(name=name, join_keys=[key], value_type=ValueType.INT64)
         fields = [Field(name=key, dtype=Int64), *(Field(name=c, dtype=Float32) for c in views[name].columns)]
         view = FeatureView(
@@ -67,7 +68,7 @@ def feast_objects(
             ttl=timedelta(0),
             schema=fields,
             online=True,
-            source=PushSource(name=f"{full}_rows", batch_source=batch),
+            source=PushSource(name=f"{full}_rows", batch_source=ArchiveSource.of(f"{full}_past", past)),
             description=f"The newest feature row of each {name} of the task {task_name}, as it was served.",
             tags={"task": task_name, "definition": views[name].fingerprint},
         )
@@ -80,38 +81,26 @@ def feast_objects(
     )
 
 
-def make_history(task_name: str, views: Mapping[str, View], history: Path) -> None:
-    """Makes the files of past rows that the views point to, still empty, where they are missing.
-
-    Feast wants a source of past rows for every view, and warns when it is not there.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    history.mkdir(parents=True, exist_ok=True)
-    for name, view in views.items():
-        fields = [("event_timestamp", pa.timestamp("us", "UTC")), (f"{name}_key", pa.int64())]
-        schema = pa.schema([*fields, *((column, pa.float32()) for column in view.columns)])
-        path = _history_file(history, task_name, name, view)
-        if not path.exists():
-            parquet.write_table(schema.empty_table(), path)
-
-
-def _history_file(history: Path, task_name: str, entity: str, view: View) -> Path:
-    # Another definition has other columns, hence another file.
-    return history / f"{view_name(task_name, entity)}-{view.fingerprint[:8]}.parquet"
-
-
 class FeatureWriter:
     """Registers a task's features with Feast and writes their newest rows.
 
     Everything lies under `<data>/feast`: `registry.db`, `online.db` for the embedded store, and a
     `feature_store.yaml`, so that `feast -c <data>/feast ...` and `FeatureStore("<data>/feast")` work as
     they are.
+
+    Args:
+        data: the folder of everything that is kept here, absolute.
+        online: where the newest rows go: "sqlite", or "redis://HOST:PORT".
+        task_name: the task.
+        views: its views by entity.
+        archive: address of the archive, where Feast finds past rows; "" for the embedded one in `data`.
     """
 
-    def __init__(self, data: Path, online: str, task_name: str, views: Mapping[str, View]) -> None:
+    def __init__(
+        self, data: Path, online: str, task_name: str, views: Mapping[str, View], archive: str = ""
+    ) -> None:
         self._home, self._online, self._task, self._views = data / "feast", online, task_name, dict(views)
+        self._archive = archive or Settings(kafka="", data=data).archive
         self._tables = PackedTables(self._home / "online.db") if online == "sqlite" else None
         self._redis: RedisRows | None = None
         self._store: FeatureStore | None = None
@@ -126,11 +115,9 @@ class FeatureWriter:
         with _locked(self._home / "apply.lock"):
             if self._is_applied():
                 return
-            # JSON is YAML too.
-            _write_atomically(self._home / "feature_store.yaml", json.dumps(self._config(), indent=2) + "\n")
-            history = self._home / "history"
-            make_history(self._task, self._views, history)
-            entities, views, service = feast_objects(self._task, list(self._views), self._views, history)
+            has_password = "@" in self._archive + self._online
+            _write_atomically(self._home / "feature_store.yaml", self._yaml(), private=has_password)
+            entities, views, service = feast_objects(self._task, list(self._views), self._views)
             registry, draft = self._home / "registry.db", self._home / "registry.draft"
             if registry.exists():
                 shutil.copyfile(registry, draft)
@@ -197,9 +184,21 @@ class FeatureWriter:
             "provider": "local",
             "registry": "registry.db",
             "online_store": store,
-            "offline_store": {"type": "file"},
+            "offline_store": {
+                "type": "featurestore.offline.ArchiveOfflineStore",
+                "archive": self._archive,
+            },
+            # Of rows with one time Feast's own choice would be any; ours is the last.
+            "materialization": {"pull_latest_features": True},
             "entity_key_serialization_version": 3,
         }
+
+    def _yaml(self) -> str:
+        # JSON is YAML too. The embedded archive is named from here, so that the data folder can move.
+        config = self._config()
+        if self._archive == f"chdb://{self._home.parent}/archive":
+            config["offline_store"]["archive"] = "chdb://../archive"
+        return json.dumps(config, indent=2) + "\n"
 
     def _open(self, registry: Path) -> "FeatureStore":
         from feast import FeatureStore, RepoConfig
@@ -211,8 +210,10 @@ class FeatureWriter:
         return {"online": self._online, "views": {name: asdict(view) for name, view in self._views.items()}}
 
     def _is_applied(self) -> bool:
-        """Whether the registry is the one that a call with the same definitions left behind."""
-        noted = _read_note(self._home)
+        """Whether registry and settings are those that a call with the same definitions left behind."""
+        noted, settings = _read_note(self._home), self._home / "feature_store.yaml"
+        if not settings.exists() or settings.read_text() != self._yaml():
+            return False
         # Through JSON, where a tuple is a list.
         definition = json.loads(json.dumps(self._definition()))
         return bool(
@@ -259,7 +260,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str, *, private: bool = False) -> None:
     draft = path.with_name(path.name + ".draft")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600 if private else 0o666)
     draft.write_text(text)
     os.replace(draft, path)

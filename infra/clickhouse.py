@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from infra.errors import UserError
-from infra.tables import TABLES, Columns, arrow_rows
+from infra.tables import ARROW_TYPES, TABLES, Columns, arrow_rows
 
 DATABASE = "driftline"
 CONNECT_SECONDS = 5
@@ -53,6 +53,9 @@ class Archive(Protocol):
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """All rows of a SELECT of scalar columns, as int, float, str or None."""
+
+    def query_arrow(self, sql: str) -> pa.Table:
+        """The same as columns, for many rows: each of the Arrow type that infra.tables.ARROW_TYPES says."""
 
     def close(self) -> None:
         """Gives the engine back; a closed archive is not used again. May be called twice."""
@@ -109,12 +112,15 @@ class ChdbArchive:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """See Archive."""
+        return list(zip(*(column.to_pylist() for column in self.query_arrow(sql).columns), strict=True))
+
+    def query_arrow(self, sql: str) -> pa.Table:
+        """See Archive."""
         with self._lock:
             answer: bytes = self._translated(sql, lambda: self._open().query(sql, "Arrow").bytes())
         if not answer:  # a statement without columns
-            return []
-        table = pa.ipc.open_file(answer).read_all()
-        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            return pa.table({})
+        return pa.ipc.open_file(answer).read_all()
 
     def close(self) -> None:
         """See Archive. Frees the folder for another process."""
@@ -149,7 +155,8 @@ class ChdbArchive:
             if self._session is None and (owner := self._owner()):
                 raise UserError(
                     f"{owner} has the archive in {self._folder} open",
-                    "only one process can: stop that one (the archive role) first",
+                    "only one process can: stop that one (the archive role) first, or keep the archive on a"
+                    " ClickHouse server (DRIFTLINE_ARCHIVE)",
                 ) from error
             raise _refused(f"the archive in {self._folder}", what, str(error)) from error
 
@@ -196,11 +203,20 @@ class ServerArchive:
         rows = arrow_rows(table, columns, rows_as_columns)
         if rows.num_rows:
             sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"
-            self._run(sql, [column.to_pylist() for column in rows.columns])
+            self._run(sql, [column.to_pylist() for column in rows.columns], columnar=True)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """See Archive."""
         return [tuple(row) for row in self._run(sql)]
+
+    def query_arrow(self, sql: str) -> pa.Table:
+        """See Archive."""
+        columns, types = self._run(sql, columnar=True, with_column_types=True)
+        kinds = [ARROW_TYPES.get(kind) for _, kind in types]
+        arrays = [
+            pa.array(values, kind) for values, kind in zip(columns or [()] * len(kinds), kinds, strict=True)
+        ]
+        return pa.table(arrays, [name for name, _ in types])
 
     def close(self) -> None:
         """See Archive."""
@@ -224,12 +240,12 @@ class ServerArchive:
             send_receive_timeout=QUERY_SECONDS,
         )
 
-    def _run(self, sql: str, columns: list[list[Any]] | None = None) -> Any:
+    def _run(self, sql: str, columns: list[list[Any]] | None = None, **options: bool) -> Any:
         from clickhouse_driver import errors
 
         with self._lock:
             try:
-                return self._client.execute(sql, columns, columnar=columns is not None)
+                return self._client.execute(sql, columns, **options)
             except (errors.NetworkError, errors.SocketTimeoutError, EOFError, OSError) as error:
                 self._client.disconnect()  # half an answer may be waiting in it
                 reason = str(error).partition("\n")[0] or type(error).__name__

@@ -16,6 +16,7 @@ NAMES: Mapping[str, str] = {
     "snapshots_failed_total": "snapshots or checkpoints that could not be written",
     "online_rows_total": "feature rows written to Feast's online store",
     "online_failed_total": "failed writes to Feast's online store",
+    "online_staleness_ms": "milliseconds that the oldest row of the latest write to the online store waited for it",
     # join and learn
     "labels_total": "labels read",
     "examples_total": "examples that were joined with a label or with the default",

@@ -23,6 +23,8 @@ ARROW_TYPES = {
     "Int64": pa.int64(),
     "Int32": pa.int32(),
     "UInt8": pa.uint8(),
+    "Float32": pa.float32(),
+    "Array(Float32)": pa.list_(pa.float32()),
 }
 
 Columns = Sequence[Any]  # one sequence or numpy array [n] a column
@@ -33,7 +35,8 @@ class Table:
     """One table: rows that agree in all `key` columns are one row; the one with the greatest `newest` wins.
 
     `columns` are (name, ClickHouse type). A key begins with the task, then mostly the event time, so that a
-    query of one task and a span of time reads only that part of the disk.
+    query of one task and a span of time reads only that part of the disk. Feature rows are asked for by entity,
+    so there the entity comes before the time.
     """
 
     name: str
@@ -83,6 +86,18 @@ _ALL = (
         UInt8: late
         Int32: source_partition
         Int64: source_offset""",
+    ),
+    _table(
+        "features",
+        key="task entity view_hash entity_key event_ms source_partition source_offset",
+        newest="archived_ms",
+        columns="""
+        String: task entity view_hash
+        Int64: entity_key event_ms received_ms archived_ms
+        UInt8: late
+        Int32: source_partition
+        Int64: source_offset
+        Array(Float32): values""",
     ),
     _table(
         "labels",
@@ -152,8 +167,8 @@ TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 def arrow_rows(table: str, columns: Sequence[str], rows_as_columns: Columns) -> pa.Table:
     """Rows, given as one sequence a column, in the exact types of the table: both engines get the same.
 
-    None becomes NaN in a Float64 column. Raises ValueError for names or lengths that do not fit, TypeError
-    for values that would be cut.
+    None becomes NaN in a Float64 column. An Array(Float32) takes a sequence of numbers, or a float32 [F], a row.
+    Raises ValueError for names or lengths that do not fit, TypeError for values that would be cut.
     """
     if table not in TABLES:
         raise ValueError(f"there is no table {table!r} in the archive")
@@ -173,6 +188,8 @@ def _array(kind: str, values: Any) -> pa.Array:
             return pa.array(texts, pa.string())
         except UnicodeEncodeError:  # JSON may spell half a surrogate pair, which has no UTF-8
             return pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.string())
+    if kind.startswith("Array"):
+        return pa.array(list(values), ARROW_TYPES[kind])
     array = np.asarray(values)
     if kind == "Float64":
         return pa.array(array.astype(np.float64), pa.float64())

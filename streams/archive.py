@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from itertools import repeat
 from typing import Any
 
 from faust.types import TP
@@ -22,7 +23,7 @@ from streams.live import META
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Committer, Outputs
-from streams.wire import decode_labelled
+from streams.wire import EXAMPLES, KIND, decode_examples, decode_labelled
 
 log = logging.getLogger(__name__)
 Row = tuple[Any, ...]
@@ -30,6 +31,10 @@ Row = tuple[Any, ...]
 PREDICTIONS = (
     "task", "event_id", "score", "version", "lineage", "event_ms", "received_ms", "processed_ms", "archived_ms", "late",
     "source_partition", "source_offset",
+)  # fmt: skip
+FEATURES = (
+    "task", "entity", "view_hash", "entity_key", "event_ms", "source_partition", "source_offset", "late", "received_ms",
+    "archived_ms", "values",
 )  # fmt: skip
 LABELS = ("task", "event_id", "label", "event_ms", "known_ms", "served", "version", "source", "joined_ms")
 VERSIONS = ("task", "version", "lineage", "refresh", "kind", "bytes", "sha256", "event_ms", "created_ms")
@@ -57,6 +62,29 @@ def prediction_rows(record: Any) -> list[Row]:
             p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"],
         )
     ]  # fmt: skip
+
+
+def feature_rows(task: Task, record: Any) -> list[Row]:
+    """One batch of examples as rows of `features`: each event has one for each of its entities with features.
+
+    Records of labels, which lie in the same topic, have none.
+    """
+    if dict(record.headers).get(KIND, EXAMPLES) != EXAMPLES:
+        return []
+    rows, _, _ = decode_examples(record.value, task.rows_hash)
+    places = (rows.event_ms, rows.partition, rows.offset, rows.late.astype(int), rows.received_ms)
+    event_ms, partition, offset, late, received_ms = (column.tolist() for column in places)
+    made: list[Row] = []
+    for index, entity in enumerate(task.entities):
+        if view := task.views.get(entity.name):
+            start = task.numbers.index(view.columns[0])
+            values = rows.numbers[:, start : start + len(view.columns)].tolist()
+            same = map(repeat, (task.name, entity.name, view.fingerprint))
+            keys, archived_ms = rows.keys[:, index].tolist(), repeat(now_ms())
+            made += zip(
+                *same, keys, event_ms, partition, offset, late, received_ms, archived_ms, values, strict=False
+            )
+    return made
 
 
 def label_rows(task: str, record: Any) -> list[Row]:
@@ -122,6 +150,7 @@ def sources(task: Task) -> dict[str, tuple[str, tuple[str, ...], Callable[[Any],
     topics, name = Topics.of(task), task.name
     return {
         topics.predictions: ("predictions", PREDICTIONS, prediction_rows),
+        topics.examples: ("features", FEATURES, lambda record: feature_rows(task, record)),
         topics.labelled: ("labels", LABELS, lambda record: label_rows(name, record)),
         topics.model_updates: ("versions", VERSIONS, lambda record: version_rows(name, record)),
         topics.drift_alerts: ("alerts", ALERTS, alert_rows),
@@ -198,6 +227,9 @@ class ArchiveStep:
         if rows:
             await self._writer.stored(self._table, self._columns, rows)
         await self._committer.commit(Outputs(), {self._source: batch[-1].offset + 1})
+
+    async def quiet(self) -> None:
+        """See Step."""
 
     async def close(self, *, final: bool) -> None:
         """See Step."""

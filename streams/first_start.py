@@ -25,7 +25,7 @@ def main(name: str) -> None:
     """Do it; raises UserError."""
     first = is_first()
     task, (_, settings) = load_task(name), this_worker()
-    FeatureWriter(settings.data, settings.online, task.name, task.views).apply()
+    FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive).apply()
     if first:
         _import_and_compile(task, settings)
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.clock import now_ms
 from infra.metrics import Metrics
 from streams.stage import Folded
 
@@ -22,17 +23,26 @@ class OnlineWriter:
     """Collects feature rows of all partitions of a worker and writes them together every `every_s` seconds.
 
     Feast is behind the stream, never in its way: a failed write is logged, counted and tried again with newer rows.
+    How far behind it is, the metric `online_staleness_ms` says, also while writes fail. `clock` gives milliseconds.
     """
 
     def __init__(
-        self, writer: "FeatureWriter", executor: Executor, metrics: Metrics, every_s: float = 1.0
+        self,
+        writer: "FeatureWriter",
+        executor: Executor,
+        metrics: Metrics,
+        every_s: float = 1.0,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._writer, self._executor, self._metrics, self._every_s = writer, executor, metrics, every_s
+        self._clock = clock
         self._rows: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]] = {}
+        self._waiting_since_ms: dict[str, int] = {}
 
     def add(self, entity: str, keys: NDArray[np.int64], folded: Folded) -> None:
         """Rows as they were served: keys int64 [n], features float32 [n, F] of `entity`."""
         if folded.features.shape[1] and len(keys):
+            self._waiting_since_ms.setdefault(entity, self._clock())
             self._rows.setdefault(entity, []).append((keys, folded.rows.event_ms, folded.features))
 
     async def run(self) -> None:
@@ -44,15 +54,18 @@ class OnlineWriter:
 
     async def flush(self) -> None:
         """Write everything that was added so far."""
-        loop = asyncio.get_running_loop()
+        loop, staleness_ms = asyncio.get_running_loop(), 0
         for entity in list(self._rows):
-            parts = self._rows.pop(entity)
+            parts, since_ms = self._rows.pop(entity), self._waiting_since_ms.pop(entity)
             try:
                 await loop.run_in_executor(self._executor, self._write, entity, parts)
             except Exception as error:  # whatever the store's client raises: serving goes on without it
                 log.warning("cannot write features of %s to Feast: %s", entity, error)
                 self._metrics.count("online_failed_total")
                 self._rows.setdefault(entity, [])[:0] = parts[-_KEPT_AFTER_FAILURE:]
+                self._waiting_since_ms[entity] = since_ms
+            staleness_ms = max(staleness_ms, self._clock() - since_ms)
+            self._metrics.note("online_staleness_ms", staleness_ms)
 
     def _write(
         self, entity: str, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]

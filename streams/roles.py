@@ -42,7 +42,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
     metrics = Metrics()
     live = LiveModel(task, settings.kafka, blobs, metrics)
-    features = FeatureWriter(settings.data, settings.online, task.name, task.views)
+    features = FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive)
     online = OnlineWriter(features, executor, metrics)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     context = ServeContext(task, settings, topics, blobs, pseudonymiser, live, online, executor, metrics)

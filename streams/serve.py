@@ -93,6 +93,7 @@ def warm_up(task: Task, live: LiveModel) -> None:
         if view.needs_labels:
             state.add_labels(key, time_ms, np.zeros(1))
     SeenIds(task.serving.dedup_ms).check_and_add(key, time_ms)
+    wire.encode_rows(wire.Rows.empty(task))  # pyarrow loads pandas for its first array
     live.load()
     live.score(np.zeros((1, len(task.numbers)), np.float32), np.zeros((1, len(task.categories)), np.int64))
 

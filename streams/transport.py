@@ -29,7 +29,7 @@ FETCH_BYTES = 512 << 10
 aiokafka hands out a whole fetch before it looks at the next partition: large fetches would starve the later stages of
 a worker that catches up, and fill its memory."""
 
-FETCH_WAIT_MS = 25
+FETCH_WAIT_MS = 50
 """How long the broker may hold a fetch back. aiokafka has one under way at a time, and a partition that was handed out
 meanwhile waits for its end, also where the fetch waits for other partitions' records."""
 

@@ -1,15 +1,24 @@
-"""What every archive engine must do; run on chdb (tests/unit) and on a server (tests/system)."""
+"""What every archive engine must do; run on chdb (tests/unit) and on a server (tests/system).
+
+And what is read out of it as past features, which a slow search over all rows must find too.
+"""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from featurestore import history
+from featurestore.history import BEGINNING_MS, PastView, rows_at, rows_between
 from infra.clickhouse import Archive, create_tables, literal
 from infra.errors import UserError
-from infra.tables import TABLES
+from infra.tables import ARROW_TYPES, TABLES
 
 # Text that breaks careless quoting, careless encodings and careless pages.
 NASTY = ["it's", 'a "quote"', "back\\slash", "new\nline", "nul\0byte", "naïve ✓ 数", "<script>", "';--", ""]
@@ -20,6 +29,7 @@ SAMPLE: dict[str, list[Any]] = {
     "Int64": [1, -(2**63), 2**63 - 1],
 }
 SAMPLE |= {"Int32": [0, -5, 2**31 - 1], "UInt8": [0, 1, 255]}
+SAMPLE |= {"Array(Float32)": [[], [0.5, -1.5], [2.0**-149]]}
 
 PREDICTION = ["task", "event_id", "score", "event_ms", "processed_ms", "source_partition", "source_offset"]
 
@@ -48,6 +58,23 @@ class ArchiveContract:
     def test_columns_left_out_are_zero_or_empty(self, archive: Archive) -> None:
         archive.insert("labels", ["task"], [["t"]])
         assert archive.query("SELECT event_id, label, event_ms FROM labels") == [("", 0.0, 0)]
+
+    def test_many_rows_as_columns(self, archive: Archive) -> None:
+        values = [np.array([0.1, math.nan, -0.0], np.float32), [1.0, 2.0, 3.0]]
+        columns = ["task", "entity_key", "late", "values"]
+        archive.insert("features", columns, [["t", "naïve"], [1, -(2**63)], [0, 1], values])
+        sql = "SELECT task, entity_key, late, values, values[2] AS v FROM features"
+        found = archive.query_arrow(f"{sql} ORDER BY entity_key DESC")
+        assert found.column_names == ["task", "entity_key", "late", "values", "v"]
+        kinds = [TABLES["features"].type_of(name) for name in columns]
+        assert [field.type for field in found.schema][:3] == [ARROW_TYPES[kind] for kind in kinds[:3]]
+        assert found.column("v").type == pa.float32()
+        assert found.column("task").to_pylist() == ["t", "naïve"]
+        assert found.column("entity_key").to_pylist() == [1, -(2**63)]
+        bits = np.array(found.column("values").to_pylist(), np.float32).view(np.int32)
+        assert bits.tolist() == np.array(values, np.float32).view(np.int32).tolist()
+        nothing = archive.query_arrow(f"{sql} WHERE task = 'nobody'")
+        assert (nothing.num_rows, nothing.schema.types) == (0, found.schema.types)
 
     def test_numpy_bool_and_missing_values(self, archive: Archive) -> None:
         archive.insert(
@@ -163,3 +190,89 @@ class ArchiveContract:
     def test_close_twice(self, archive: Archive) -> None:
         archive.close()
         archive.close()
+
+
+# Few keys, times and places, so that ties are common; the keys are the ends of what a pseudonym can be, too.
+_KEYS = st.sampled_from([-(2**63), 0, 2**63 - 1])
+_MS = st.integers(0, 6)
+_ROW = st.tuples(_KEYS, _MS, st.integers(0, 1), st.integers(0, 2), st.integers(0, 1))  # as in _NAMES
+_NAMES = ["entity_key", "event_ms", "source_partition", "source_offset", "archived_ms"]
+_SINCE = st.one_of(st.just(BEGINNING_MS), st.integers(-1, 7))
+_ASKED = st.integers(-1, 6).flatmap(
+    lambda low: st.lists(st.tuples(_KEYS, st.integers(low, 7), _SINCE), max_size=9)
+)
+_numbers = count()
+Stored = list[tuple[int, int, int, int, int]]
+
+
+class PastRowsContract:
+    """A subclass gives the fixture `archive`, as above."""
+
+    @pytest.fixture(autouse=True)
+    def _tables(self, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+        create_tables(archive)
+        archive.execute("SYSTEM STOP MERGES features")
+        monkeypatch.setattr(history, "KEYS_AT_ONCE", 2)
+
+    def test_rows_at_a_time_are_those_of_a_slow_search(self, archive: Archive) -> None:
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(_ROW, unique=True, max_size=12), _ASKED)
+        def check(stored: Stored, asked: list[tuple[int, int, int]]) -> None:
+            view = self._store(archive, stored)
+            keys, until, since = np.array(asked, np.int64).reshape(-1, 3).T
+            found, values = rows_at(archive, view, ["place", "hole"], keys, until, since)
+            wanted = [self._search(stored, *one) for one in asked]
+            assert [int(v) if f else None for f, v in zip(found, values[:, 0], strict=True)] == wanted
+            assert np.isnan(values[:, 1]).all()
+            assert np.isnan(values[~found]).all()
+
+        check()
+
+    def test_rows_between_two_times_come_once_and_in_order(self, archive: Archive) -> None:
+        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(_ROW, unique=True, max_size=12), _MS, _MS)
+        def check(stored: Stored, since: int, until: int) -> None:
+            view = self._store(archive, stored)
+            newest = {row[:4]: (row, place) for place, row in sorted(enumerate(stored), key=lambda r: r[1])}
+            within = [(row, place) for row, place in newest.values() if since <= row[1] <= until]
+            within.sort(key=lambda one: one[0][1:])
+            rows = rows_between(archive, view, ["place"], since, until)
+            times = [(row[1], row[2], row[3]) for row, _ in within]
+            assert rows.event_ms.tolist() == [ms for ms, *_ in times]
+            assert sorted(rows.values[:, 0].tolist()) == sorted(place for _, place in within)
+            last = {row[0]: place for row, place in within}
+            rows = rows_between(archive, view, ["place"], since, until, newest_only=True)
+            assert dict(zip(rows.keys.tolist(), rows.values[:, 0].tolist(), strict=True)) == last
+            assert len(rows.keys) == len(last)
+
+        check()
+
+    def test_rows_of_other_views_are_not_seen(self, archive: Archive) -> None:
+        view = self._store(archive, [(3, 1, 0, 0, 0)])
+        one, late = np.array([3]), np.array([9])
+        for other in (
+            PastView("it's", view.entity, view.view_hash, view.columns),
+            PastView(view.task, "shop", view.view_hash, view.columns),
+            PastView(view.task, view.entity, "another", view.columns),
+        ):
+            assert rows_at(archive, other, ["hole"], one, late, one * 0)[0].tolist() == [False]
+        assert rows_at(archive, view, ["hole"], one, late, one * 0)[0].tolist() == [True]
+
+    @staticmethod
+    def _store(archive: Archive, stored: Stored) -> PastView:
+        """Insert the rows, each with its place in the list, for a task of their own, in blocks that are not merged."""
+        view = PastView(f"it's {next(_numbers)}", "card", "0a", ("hole", "place"))
+        names = ["task", "entity", "view_hash", *_NAMES, "values"]
+        for first in range(3):
+            some = stored[first::3]
+            same = [[text] * len(some) for text in (view.task, view.entity, view.view_hash)]
+            columns = list(zip(*some, strict=True)) or [()] * len(_NAMES)
+            values = [[math.nan, float(place)] for place in range(first, len(stored), 3)]
+            archive.insert("features", names, [*same, *map(list, columns), values])
+        return view
+
+    @staticmethod
+    def _search(stored: Stored, key: int, until: int, since: int) -> int | None:
+        fitting = [(row[1:], place) for place, row in enumerate(stored) if row[0] == key and row[1] <= until]
+        newest = max(fitting, default=None)
+        return newest[1] if newest and newest[0][0] >= since else None

@@ -11,7 +11,7 @@ import pytest
 
 from infra.clickhouse import Archive, create_tables, open_archive
 from infra.errors import UserError
-from tests.archive_contract import ArchiveContract
+from tests.archive_contract import ArchiveContract, PastRowsContract
 
 _numbers = itertools.count()
 
@@ -35,6 +35,10 @@ def archive(database: str) -> Iterator[Archive]:
 
 
 class TestServer(ArchiveContract):
+    pass
+
+
+class TestServerPast(PastRowsContract):
     pass
 
 

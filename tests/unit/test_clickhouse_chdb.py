@@ -10,7 +10,7 @@ import pytest
 
 from infra.clickhouse import Archive, create_tables, open_archive
 from infra.errors import UserError
-from tests.archive_contract import ArchiveContract
+from tests.archive_contract import ArchiveContract, PastRowsContract
 
 
 @pytest.fixture
@@ -21,6 +21,10 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
 
 
 class TestChdb(ArchiveContract):
+    pass
+
+
+class TestChdbPast(PastRowsContract):
     pass
 
 

@@ -1,0 +1,162 @@
+"""Sends events at a steady rate and notes when each of them passes which point on its way to its prediction."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from numpy.typing import NDArray
+
+from benchmarks._broker import Bench
+from infra.errors import UserError
+from infra.kafka import read_all
+from streams.simulate import simulate
+from streams.task import Task
+from streams.topics import Topics
+from streams.wire import decode_rows
+
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One turn. `parts` float64 [events, 5] are milliseconds: to the events topic, to step 1's output, to the score,
+    to the predictions topic, to the reader. A part may be -1 ms or so, as two clocks that count milliseconds may differ
+    by one."""
+
+    number: int
+    parts: NDArray[np.float64]
+
+
+@dataclass
+class _Seen:
+    """A prediction: Kafka's time of the event, of the score and of the record, and ours of reading it, in ms."""
+
+    received: int
+    processed: int
+    appended: int
+    read: float
+
+
+@dataclass
+class _Probe:
+    """What was sent to one task, and what came back."""
+
+    task: Task
+    topic: str
+    events: list[tuple[bytes, bytes, str]]  # key, value, id
+    sent: dict[str, float] = field(default_factory=dict)
+    lap_of: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, _Seen] = field(default_factory=dict)
+
+    def take(self, record: Any) -> None:
+        """Note a prediction."""
+        read, row = time.time() * 1000, msgspec.json.decode(record.value)
+        self.seen[row["event_id"]] = _Seen(row["received_at"], row["processed_at"], record.timestamp, read)
+
+
+def laps(
+    bench: Bench, tasks: Mapping[str, Task], rate: float, turns: Sequence[float]
+) -> dict[str, list[Lap]]:
+    """Send to each task in turn, so many seconds each, and return the laps by name; lap 0 is the first turn.
+
+    Raises UserError when a prediction does not come.
+    """
+    count = int(sum(turns) * rate) + len(turns)
+    items = [item for item in simulate("clicks", seed=1, events=count).items() if item.kind == "event"]
+    encode = msgspec.json.encode
+    events = [
+        (i.key.encode(), encode(i.value), i.value["event_id"]) for i in items if isinstance(i.value, dict)
+    ]
+    probes = {name: _Probe(task, Topics.of(task).events, events) for name, task in tasks.items()}
+    asyncio.run(_drive(bench, probes, rate, turns))
+    return {name: _laps(bench, probe, len(turns)) for name, probe in probes.items()}
+
+
+async def _drive(bench: Bench, probes: Mapping[str, _Probe], rate: float, turns: Sequence[float]) -> None:
+    async with AsyncExitStack() as stack:
+        producer = AIOKafkaProducer(bootstrap_servers=bench.kafka, linger_ms=0, acks="all")
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        readers = []
+        for probe in probes.values():
+            for partition in range(bench.partitions):
+                consumer = await _consumer(bench.kafka, probe.task, partition)
+                stack.push_async_callback(consumer.stop)
+                readers.append(asyncio.create_task(_read(consumer, probe)))
+        try:
+            first = 0
+            for number, seconds in enumerate(turns):
+                wanted = int(seconds * rate)
+                for probe in probes.values():
+                    await _send(producer, probe, number, first, wanted, rate)
+                    await _settle(probe)
+                first += wanted
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _consumer(kafka: str, task: Task, partition: int) -> AIOKafkaConsumer:
+    # One consumer a partition: one for all would let a partition wait while its fetch for the others is under way.
+    committed = task.serving.guarantee == "exactly_once"
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=kafka,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed" if committed else "read_uncommitted",
+    )
+    await consumer.start()
+    consumer.assign([TopicPartition(Topics.of(task).predictions, partition)])
+    return consumer
+
+
+async def _read(consumer: AIOKafkaConsumer, probe: _Probe) -> None:
+    async for record in consumer:
+        probe.take(record)
+
+
+async def _send(producer: Any, probe: _Probe, lap: int, first: int, count: int, rate: float) -> None:
+    """Send at the given rate; an event that is behind its time goes at once, so that the mean is kept."""
+    start = time.monotonic()
+    for i, (key, value, event_id) in enumerate(probe.events[first : first + count]):
+        wait = start + i / rate - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        probe.sent[event_id], probe.lap_of[event_id] = time.time() * 1000, lap
+        await producer.send(probe.topic, value, key=key)
+    await producer.flush()
+
+
+async def _settle(probe: _Probe) -> None:
+    """Wait until everything that was sent has its prediction."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(probe.seen) < len(probe.sent):
+        if time.monotonic() > deadline:
+            missing = len(probe.sent) - len(probe.seen)
+            raise UserError(f"{missing} predictions of {probe.task.name} did not come", "lower --rate")
+        await asyncio.sleep(0.05)
+
+
+def _laps(bench: Bench, probe: _Probe, count: int) -> list[Lap]:
+    staged: dict[str, int] = {}
+    for record in read_all(bench.kafka, Topics.of(probe.task).stage(1)):
+        staged |= dict.fromkeys(decode_rows(record.value).ids, record.timestamp)
+    found: list[list[list[float]]] = [[] for _ in range(count)]
+    for event_id, seen in probe.seen.items():
+        points = [
+            probe.sent[event_id],
+            seen.received,
+            staged[event_id],
+            seen.processed,
+            seen.appended,
+            seen.read,
+        ]
+        found[probe.lap_of[event_id]].append(np.diff(points).tolist())
+    return [Lap(number, np.array(parts, np.float64)) for number, parts in enumerate(found)]

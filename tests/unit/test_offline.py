@@ -303,14 +303,13 @@ def test_the_source_keeps_what_it_is_through_the_registry(data: Path) -> None:
     assert dict(source.get_table_column_names_and_types(opened(data).config))["card_key"] == "Int64"
 
 
-def test_the_settings_follow_the_archive(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_follow_the_archive(data: Path) -> None:
     settings = data / "feast" / "feature_store.yaml"
     assert '"archive": "chdb://../archive"' in settings.read_text()
     assert opened(data).config.offline_store.archive == "chdb://../archive"
     assert settings.stat().st_mode & stat.S_IRGRP
     address = "clickhouse://me:secret@host:9000/db"
-    monkeypatch.setenv("DRIFTLINE_ARCHIVE", address)
-    FeatureWriter(data, "sqlite", "card-fraud", VIEWS).apply()
+    FeatureWriter(data, "sqlite", "card-fraud", VIEWS, archive=address).apply()
     assert opened(data).config.offline_store.archive == address
     assert stat.S_IMODE(settings.stat().st_mode) == 0o600
     FeatureWriter(data, "sqlite", "card-fraud", VIEWS, archive="chdb:///elsewhere").apply()

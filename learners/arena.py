@@ -122,6 +122,8 @@ class Arena:
         events += self._measure(batch, scores, now)  # 3
         losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
         alerts = self._detect(batch, scores[self.champion.lineage], losses[self.champion.lineage])  # 4
+        if alerts:
+            self.champion.rewarm()  # what it learned holds less than it did: larger steps again, if it has a schedule
         events += alerts
         events += self._judge(losses, now)  # 5
         self._learn(batch)  # 6

@@ -14,8 +14,41 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 
-FAMILIES = ("dcn", "deepfm", "logistic")
-OPTIMISERS = ("adam", "adagrad", "sgd")
+# The families whose weights move along a gradient, and those that count, remember or split instead.
+GRADIENT_FAMILIES = ("dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm")
+COUNTING_FAMILIES = ("naive_bayes", "knn", "hoeffding_tree", "adaptive_random_forest")
+FAMILIES = GRADIENT_FAMILIES + COUNTING_FAMILIES
+MARGIN_FAMILIES = ("svm", "rff_svm")
+FOREST_FAMILIES = ("hoeffding_tree", "adaptive_random_forest")
+OPTIMISERS = ("adam", "adamw", "adagrad", "rowwise_adagrad", "rmsprop", "sgd", "ftrl")
+ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh", "sigmoid")
+LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
+SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
+
+# What a number of a `ModelConfig` may be, both ends included; `hidden` is one width of it.
+MODEL_BOUNDS: dict[str, tuple[float, float]] = {
+    "embedding": (1, 1024),
+    "rows": (1, 1 << 26),
+    "hidden": (1, 8192),
+    "batch_size": (1, 65536),
+    "momentum": (0, 0.999),
+    "l1": (0, 1e6),
+    "l2": (0, 1e6),
+    "positive_weight": (1e-6, 1e6),
+    "focal_gamma": (0, 10),
+    "schedule_steps": (1, 1_000_000_000),
+    "schedule_factor": (0.001, 1),
+    "warmup_steps": (0, 1_000_000_000),
+    "smallest_batch": (0, 65536),
+    "random_features": (1, 16384),
+    "kernel_width": (1e-3, 1e3),
+    "neighbours": (1, 1024),
+    "window": (1, 32768),
+    "trees": (1, 64),
+    "leaves": (1, 2048),
+    "grace": (1, 1_000_000),
+    "split_confidence": (1e-30, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -136,41 +169,74 @@ class Batch:
 class ModelConfig:
     """Everything that decides how a model is built and trained, except the seed.
 
-    `rows` is the number of hashed embedding rows for each category; `embedding` is the width of a row.
-    `clip_norm` is the largest L2 norm of the whole gradient of one step (dense and embedding rows together).
-    `weight_decay` is decoupled from the gradient; for an embedding row it acts in steps that touch it.
+    `rows` is the number of hashed rows for each category; `embedding` is the width of a row. `clip_norm` is
+    the largest L2 norm of the whole gradient of one step (dense and embedding rows together). For an embedding
+    row, `weight_decay` acts in steps that touch it. A family passes over the settings that it does not use.
     """
 
     family: str = "dcn"
     embedding: int = 8
     rows: int = 16384
     hidden: tuple[int, ...] = field(default=(64, 32))
+    activation: str = "relu"
+    tower: tuple[str, ...] = ()  # columns of the second tower
     optimiser: str = "adam"
     learning_rate: float = 0.002
     batch_size: int = 256
+    smallest_batch: int = 0  # above 0: steps start this small and grow to batch_size
     weight_decay: float = 0.0
     clip_norm: float = 5.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    l1: float = 0.0
+    l2: float = 0.0
+    loss: str = "auto"  # hinge for the margin families, bce for the others
+    positive_weight: float = 1.0
+    focal_gamma: float = 2.0
+    schedule: str = "constant"
+    schedule_steps: int = 10_000
+    schedule_factor: float = 0.3
+    warmup_steps: int = 0
+    random_features: int = 256
+    kernel_width: float = 1.0
+    neighbours: int = 15
+    window: int = 2000
+    trees: int = 10
+    leaves: int = 128
+    grace: int = 200
+    split_confidence: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise UserError(f"unknown model family {self.family!r}", f"use one of {', '.join(FAMILIES)}")
-        if self.optimiser not in OPTIMISERS:
-            raise UserError(f"unknown optimiser {self.optimiser!r}", f"use one of {', '.join(OPTIMISERS)}")
-        for name in ("embedding", "rows", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model {name} is {getattr(self, name)}", f"give a {name} of at least 1")
-        if any(width < 1 for width in self.hidden):
-            raise UserError(f"model hidden is {list(self.hidden)}", "give every layer a width of at least 1")
+        _check_choice("family", self.family, FAMILIES)
+        _check_choice("optimiser", self.optimiser, OPTIMISERS)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("loss", self.loss, LOSSES)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        for name, (low, high) in MODEL_BOUNDS.items():
+            if name != "hidden" and not low <= getattr(self, name) <= high:
+                value = getattr(self, name)
+                raise UserError(f"model {name} is {value}", f"give a {name} from {low:g} to {high:g}")
+        low, high = MODEL_BOUNDS["hidden"]
+        if any(not low <= width <= high for width in self.hidden):
+            fix = f"give every layer a width from {low:g} to {high:g}"
+            raise UserError(f"model hidden is {list(self.hidden)}", fix)
         if not self.learning_rate > 0 or not self.clip_norm > 0 or not self.weight_decay >= 0:
             raise UserError(
                 f"model learning_rate {self.learning_rate}, clip_norm {self.clip_norm}, "
                 f"weight_decay {self.weight_decay}",
                 "the first two must be above 0 and the last at least 0",
             )
+        if self.nesterov and not self.momentum:
+            raise UserError("model nesterov is true without momentum", "give a momentum too, such as 0.9")
+        margin = self.family in MARGIN_FAMILIES
+        if self.loss != "auto" and (self.loss == "hinge") != margin:
+            names = " and ".join(MARGIN_FAMILIES)
+            fix = f'hinge is the loss of {names}, which have no other; write loss = "auto"'
+            raise UserError(f"model loss {self.loss!r} does not go with family {self.family!r}", fix)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` is its inverse."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        return {**asdict(self), "hidden": list(self.hidden), "tower": list(self.tower)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -182,4 +248,11 @@ class ModelConfig:
         values = dict(raw)
         if "hidden" in values:
             values["hidden"] = tuple(int(width) for width in values["hidden"])
+        if "tower" in values:
+            values["tower"] = tuple(str(name) for name in values["tower"])
         return cls(**values)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"unknown model {name} {value!r}", f"use one of {', '.join(choices)}")

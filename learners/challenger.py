@@ -9,6 +9,12 @@ from learners.batch import ModelConfig
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
 
+LEARNING = (
+    "optimiser", "learning_rate", "batch_size", "smallest_batch", "weight_decay", "clip_norm", "momentum", "nesterov",
+    "l1", "l2", "schedule", "schedule_steps", "schedule_factor", "warmup_steps",
+)  # fmt: skip
+"""The settings that say how a model learns, and not what it is."""
+
 Action = Literal["freeze", "start", "promote", "recommend", "reject", "expire", "retire"]
 
 
@@ -77,14 +83,7 @@ def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: Mo
     `standing` and `challenging` are the champion's and the challenger's sections of the task.
     """
     other = standing if champion.learning_rate == challenging.learning_rate else challenging
-    return replace(
-        champion,
-        optimiser=other.optimiser,
-        learning_rate=other.learning_rate,
-        batch_size=other.batch_size,
-        weight_decay=other.weight_decay,
-        clip_norm=other.clip_norm,
-    )
+    return replace(champion, **{name: getattr(other, name) for name in LEARNING})
 
 
 def evidence(challenger: Challenger, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

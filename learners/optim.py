@@ -7,59 +7,144 @@ and a step costs what it touches, never the size of the table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from learners.batch import ModelConfig
 
-# Memory is a tuple of tensors of the value's shape, one for each name in `Rule.memory`. `steps` counts this
-# step too: a [1] tensor for the dense vector, [u, 1] for rows, so that a row seen for the first time gets its
-# own bias correction.
+# Memory is a tuple of tensors, one for each name in `Rule.memory`.
 Memory = tuple[Tensor, ...]
-Update = Callable[[Tensor, Memory, Tensor], tuple[Tensor, Memory]]
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """What a rule gets: `values` and their `gradient`, [P] of the net or [u, width] of table rows; what is
+    remembered of them; and the step's learning `rate`.
+
+    `steps` counts the steps that touched them, this one too: a [1] tensor for the dense vector, [u, 1] for
+    rows, so that a row seen for the first time gets its own bias correction.
+    """
+
+    values: Tensor
+    gradient: Tensor
+    memory: Memory
+    steps: Tensor
+    rate: float
+
+    def moved(self, direction: Tensor, *memory: Tensor) -> tuple[Tensor, Memory]:
+        """The values, `rate` times against the direction, and what to remember."""
+        return self.values.sub(direction, alpha=self.rate), memory
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimiser: the names of what it remembers for each weight, and `update(gradient, memory, steps)`,
-    which gives the direction to be multiplied by the learning rate and subtracted, and the new memory.
+    """An optimiser: the names of what it remembers for each weight, and `update`, which gives new values and
+    the new memory.
+
+    `decay` says what `weight_decay` does: it is added to the "gradient" (L2, as in torch.optim), or it shrinks
+    the "weights" by themselves. With `rowwise` a table row has one number of memory instead of one a column.
     """
 
     memory: tuple[str, ...]
-    update: Update
+    update: Callable[[Touch], tuple[Tensor, Memory]]
+    decay: str = "gradient"
+    rowwise: bool = False
 
     def start(self, values: Tensor) -> Memory:
-        """The memory of weights that no step has touched."""
-        return tuple(torch.zeros_like(values) for _ in self.memory)
+        """The memory of weights [P] or [R, width] that no step has touched."""
+        shape = (len(values), 1) if self.rowwise and values.ndim == 2 else values.shape
+        return tuple(torch.zeros(shape, device=values.device) for _ in self.memory)
+
+    def step(self, touch: Touch, weight_decay: float) -> tuple[Tensor, Memory]:
+        """`update` with the decay."""
+        if weight_decay and self.decay == "gradient":
+            touch = replace(touch, gradient=touch.gradient.add(touch.values, alpha=weight_decay))
+        elif weight_decay:
+            touch = replace(touch, values=touch.values * (1.0 - touch.rate * weight_decay))
+        return self.update(touch)
 
 
-def sgd(gradient: Tensor, memory: Memory, steps: Tensor) -> tuple[Tensor, Memory]:
+def sgd(touch: Touch) -> tuple[Tensor, Memory]:
     """Plain gradient descent; no memory."""
-    return gradient, memory
+    return touch.moved(touch.gradient)
 
 
-def adagrad(gradient: Tensor, memory: Memory, steps: Tensor) -> tuple[Tensor, Memory]:
+def momentum(touch: Touch, share: float, nesterov: bool) -> tuple[Tensor, Memory]:
+    """Polyak 1964; with `nesterov` Sutskever et al. 2013. A row that is not touched keeps its velocity."""
+    velocity = touch.gradient.add(touch.memory[0], alpha=share)
+    return touch.moved(touch.gradient.add(velocity, alpha=share) if nesterov else velocity, velocity)
+
+
+def adagrad(touch: Touch) -> tuple[Tensor, Memory]:
     """Duchi, Hazan & Singer 2011. Remembers the sum of squared gradients."""
-    total = torch.addcmul(memory[0], gradient, gradient)
-    return gradient / (total.sqrt() + 1e-10), (total,)
+    total = torch.addcmul(touch.memory[0], touch.gradient, touch.gradient)
+    return touch.moved(touch.gradient / (total.sqrt() + 1e-10), total)
 
 
-def adam(gradient: Tensor, memory: Memory, steps: Tensor) -> tuple[Tensor, Memory]:
+def rowwise_adagrad(touch: Touch) -> tuple[Tensor, Memory]:
+    """Adagrad with one sum for a table row: that of its mean squared gradient (as in Naumov et al. 2019)."""
+    if touch.values.ndim == 1:
+        return adagrad(touch)
+    total = touch.memory[0] + touch.gradient.square().mean(1, keepdim=True)
+    return touch.moved(touch.gradient / (total.sqrt() + 1e-10), total)
+
+
+def rmsprop(touch: Touch) -> tuple[Tensor, Memory]:
+    """Tieleman & Hinton 2012. Remembers a running mean of squared gradients."""
+    squares = torch.addcmul(touch.memory[0] * 0.99, touch.gradient, touch.gradient, value=0.01)
+    return touch.moved(touch.gradient / (squares.sqrt() + 1e-8), squares)
+
+
+def adam(touch: Touch) -> tuple[Tensor, Memory]:
     """Kingma & Ba 2015; on rows it is the lazy form: an untouched row keeps its moments and its own step
-    count.
+    count. With decay of the weights it is AdamW (Loshchilov & Hutter 2019).
     """
-    first = torch.lerp(memory[0], gradient, 0.1)
-    second = torch.addcmul(memory[1] * 0.999, gradient, gradient, value=0.001)
-    scale = torch.sqrt(1.0 - 0.999**steps) / (1.0 - 0.9**steps)
-    return first * scale / (second.sqrt() + 1e-8), (first, second)
+    first = torch.lerp(touch.memory[0], touch.gradient, 0.1)
+    second = torch.addcmul(touch.memory[1] * 0.999, touch.gradient, touch.gradient, value=0.001)
+    scale = torch.sqrt(1.0 - 0.999**touch.steps) / (1.0 - 0.9**touch.steps)
+    return touch.moved(first * scale / (second.sqrt() + 1e-8), first, second)
+
+
+def ftrl(touch: Touch, rate: float, l1: float, l2: float) -> tuple[Tensor, Memory]:
+    """FTRL-proximal (McMahan et al. 2013, algorithm 1, with β = 1): weights with little to say are exactly 0.
+
+    There every weight starts at 0. One that does not (a net's) starts at the z that stands for it, or the
+    first step would wipe it out. Each weight has a rate of its own that falls by itself, so `touch.rate`, which
+    follows a schedule, is not used: a step at another rate would move weights that have no gradient.
+    """
+    sums, squares = touch.memory
+    rest = 1.0 / rate + l2
+    first = -touch.values * rest - torch.sign(touch.values) * l1
+    sums = torch.where(touch.steps == 1.0, first, sums)
+    total = torch.addcmul(squares, touch.gradient, touch.gradient)
+    root = total.sqrt()
+    sums = sums + touch.gradient - (root - squares.sqrt()) / rate * touch.values
+    pull = torch.sign(sums) * torch.clamp_min(sums.abs() - l1, 0.0)
+    return -pull / (root / rate + rest), (sums, total)
+
+
+def rule_of(config: ModelConfig) -> Rule:
+    """The rule that the settings ask for."""
+    match config.optimiser:
+        case "sgd" if config.momentum:
+            return Rule(("velocity",), partial(momentum, share=config.momentum, nesterov=config.nesterov))
+        case "ftrl":
+            return Rule(
+                ("sums", "squares"), partial(ftrl, rate=config.learning_rate, l1=config.l1, l2=config.l2)
+            )
+    return RULES[config.optimiser]
 
 
 RULES = {
     "sgd": Rule((), sgd),
     "adagrad": Rule(("squares",), adagrad),
+    "rowwise_adagrad": Rule(("squares",), rowwise_adagrad, rowwise=True),
+    "rmsprop": Rule(("squares",), rmsprop),
     "adam": Rule(("first", "second"), adam),
+    "adamw": Rule(("first", "second"), adam, decay="weights"),
 }
 
 
@@ -87,7 +172,7 @@ class Optimiser:
     """
 
     def __init__(self, model: nn.Module, table: Tensor, config: ModelConfig) -> None:
-        self.rule = RULES[config.optimiser]
+        self.rule = rule_of(config)
         self.config = config
         self.table = table
         self.dense = flatten(model)
@@ -97,9 +182,11 @@ class Optimiser:
         self.table_steps = torch.zeros(len(table), 1, device=table.device)
 
     @torch.no_grad()
-    def propose(self, loss: Tensor, gradients: tuple[Tensor, ...], index: Tensor, rows: Tensor) -> Proposal:
+    def propose(
+        self, loss: Tensor, gradients: tuple[Tensor, ...], index: Tensor, rows: Tensor, share: float = 1.0
+    ) -> Proposal:
         """Clips the gradient (dense ones in parameter order, then that of `rows`) and computes the step's new
-        values.
+        values, at `share` of the learning rate.
 
         `finite` is False if the loss, the gradient or any new value is not finite; such a proposal must be
         dropped.
@@ -108,23 +195,16 @@ class Optimiser:
         row_gradient = gradients[-1]
         norm = torch.sqrt(dense_gradient.square().sum() + row_gradient.square().sum())
         shrink = torch.clamp_max(self.config.clip_norm / (norm + 1e-12), 1.0)
-        dense, dense_memory = self._moved(
-            self.dense, dense_gradient.mul_(shrink), self.dense_memory, self.dense_steps + 1.0
-        )
+        rate, decay = self.config.learning_rate * share, self.config.weight_decay
+        dense_steps, row_steps = self.dense_steps + 1.0, self.table_steps.index_select(0, index) + 1.0
+        touch = Touch(self.dense, dense_gradient.mul_(shrink), self.dense_memory, dense_steps, rate)
+        dense, dense_memory = self.rule.step(touch, decay)
         memory = tuple(part.index_select(0, index) for part in self.table_memory)
-        moved, rows_memory = self._moved(
-            rows, row_gradient.mul_(shrink), memory, self.table_steps.index_select(0, index) + 1.0
-        )
+        touch = Touch(rows, row_gradient.mul_(shrink), memory, row_steps, rate)
+        moved, rows_memory = self.rule.step(touch, decay)
         # One number that is finite only if all of them are: one wait for the device instead of four.
         finite = bool(torch.isfinite(loss + norm + dense.sum() * 0.0 + moved.sum() * 0.0))
         return Proposal(dense, dense_memory, index, moved, rows_memory, finite)
-
-    def _moved(
-        self, values: Tensor, gradient: Tensor, memory: Memory, steps: Tensor
-    ) -> tuple[Tensor, Memory]:
-        direction, memory = self.rule.update(gradient, memory, steps)
-        kept = values * (1.0 - self.config.learning_rate * self.config.weight_decay)
-        return kept.sub_(direction, alpha=self.config.learning_rate), memory
 
     @torch.no_grad()
     def accept(self, step: Proposal) -> None:

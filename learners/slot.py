@@ -85,7 +85,7 @@ class Slot:
     def __init__(self, schema: Schema, config: ModelConfig, seed: int, device: str = "auto") -> None:
         self.schema = schema
         self.device = pick_device(device)
-        self.model: EventModel = build_model(schema, config, seed).to(self.device)
+        self.model: EventModel = build_model(schema, config, seed, self.device)
         self.lineage, self.refresh = "L1", 0
         self.chain = weights.first_chain(schema, config, seed, self.lineage)
         self.event_ms = self.created_ms = 0
@@ -129,11 +129,12 @@ class Slot:
         if meta["kind"] != "swap":
             raise BadUpdate(f"{meta['version']} is a {meta['kind']}, not a whole model")
         try:
-            fresh = build_model(self.schema, ModelConfig.from_dict(meta["config"]), int(meta["seed"]))
+            config, seed = ModelConfig.from_dict(meta["config"]), int(meta["seed"])
+            fresh = build_model(self.schema, config, seed, self.device)
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError, UserError) as error:
             raise BadUpdate(f"the settings of {meta['version']} do not make a model: {error}") from error
         weights.write(fresh, self._verified(fresh, meta, payload))
-        self.model = fresh.to(self.device)
+        self.model = fresh
         self._become(meta)
 
     def _verified(self, model: EventModel, meta: Meta, payload: bytes) -> dict[str, Tensor]:

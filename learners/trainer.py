@@ -1,6 +1,6 @@
-"""One lineage that learns: a model, its optimiser, and the numbers that name its versions.
+"""One lineage that learns: a model, the way in which it learns, and the numbers that name its versions.
 
-A chain of events in reading order: `train` (micro-batches, each a step that is accepted or dropped whole),
+A chain of events in reading order: `train` (micro-batches, each a step that is accepted or rejected whole),
 then `delta` or `full` (what changed, for the serving side), and `state` / `load` (everything, for a
 checkpoint). There is no randomness after construction: the same batches in the same order give bit-equal
 weights on the same machine, device and number of torch threads.
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
-from torch.nn import functional
 
 from learners import weights
 from learners.batch import Batch, ModelConfig, Schema
-from learners.models import build_model
+from learners.lesson import lesson_of
+from learners.models import Counter, build_model
 from learners.models.base import tensor
-from learners.optim import Optimiser
 from learners.weights import Update
 
+EVERY_STATISTIC = ("mean", "var", "count", "seen")  # that every family keeps
 STATE_TENSORS, STATE_RECORD = "trainer.safetensors", "trainer.json"
 
 
@@ -36,18 +36,19 @@ def pick_device(name: str) -> torch.device:
 class Trainer:
     """Trains one lineage. Test-then-train is the caller's: `score` a batch before `train` gets it.
 
-    Counters: `examples` and `steps` learned from, `dropped` steps that were not finite. `refresh` numbers
-    what was published; `version` is "lineage.refresh" and names the last published weights, not the steps
-    since.
+    Counters: `examples` and `steps` learned from, `dropped` steps that were rejected because something in them
+    was not finite. `refresh` numbers what was published; `version` is "lineage.refresh" and names the last
+    published weights, not the steps since.
     """
 
     def __init__(
         self, schema: Schema, config: ModelConfig, seed: int, lineage: str, device: str = "auto"
     ) -> None:
         self.schema, self.config, self.seed, self.lineage = schema, config, seed, lineage
-        self.device = pick_device(device)
-        self.model = build_model(schema, config, seed).to(self.device)
-        self.optimiser = Optimiser(self.model, self.model.table, config)
+        self._device = device
+        self.model = build_model(schema, config, seed, pick_device(device))
+        self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
+        self.lesson = lesson_of(self.model, config)
         self.examples = self.steps = self.dropped = 0
         self.refresh = 0
         self.chain = weights.first_chain(schema, config, seed, lineage)
@@ -62,13 +63,22 @@ class Trainer:
         """The last published version, "lineage.refresh"."""
         return f"{self.lineage}.{self.refresh}"
 
+    @property
+    def rejected_steps(self) -> int:
+        """Steps that were not finite and changed nothing: a caller should raise an alert when it grows."""
+        return self.dropped
+
+    def rewarm(self) -> None:
+        """Begin the schedule of the learning rate and of the step size again: for a caller that knows of drift."""
+        self.lesson.rewarm()
+
     def score(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities float32 [n] by the newest weights (which may be ahead of `version`)."""
         return self.model.predict(numbers, categories)
 
     def train(self, batch: Batch) -> None:
         """Learns the rows in the given order, in steps of `config.batch_size` rows (the last one may be
-        smaller).
+        smaller, and with `config.smallest_batch` the first ones are).
 
         Labels must be 0 or 1; a step whose loss, gradient or new weights are not finite (a label that is NaN
         or infinite is one cause) changes nothing and counts in `dropped`.
@@ -77,26 +87,19 @@ class Trainer:
         numbers = tensor(batch.numbers, self.device)
         index = self.model.index(tensor(batch.categories, self.device))
         label = tensor(batch.label, self.device)
-        for start in range(0, len(batch), self.config.batch_size):
-            part = slice(start, start + self.config.batch_size)
+        start = 0
+        while start < len(batch):
+            part = slice(start, start + self.lesson.batch_size)
             self._step(numbers[part], index[part], label[part])
+            start = part.stop
 
     def _step(self, numbers: Tensor, index: Tensor, label: Tensor) -> None:
-        former = self.model.observe(numbers, label)
-        unique, inverse = torch.unique(index, return_inverse=True)
-        # index_select takes a third of the time of table[unique].
-        rows = self.model.table.index_select(0, unique).requires_grad_()
-        logits = self.model.logits(numbers, functional.embedding(inverse, rows))
-        loss = functional.binary_cross_entropy_with_logits(logits, label)
-        gradients = torch.autograd.grad(loss, (*self.model.parameters(), rows))
-        proposal = self.optimiser.propose(loss, gradients, unique, rows)
-        if not proposal.finite:
-            self.model.restore(former)
+        touched = self.lesson.step(numbers, index, label)
+        if touched is None:
             self.dropped += 1
             return
-        self.optimiser.accept(proposal)
-        self.touched[unique] = True
-        self.changed[unique] = True
+        self.touched[touched] = True
+        self.changed[touched] = True
         self.unsent = True
         self.examples += len(label)
         self.steps += 1
@@ -133,22 +136,31 @@ class Trainer:
 
     def clone(self, lineage: str, config: ModelConfig | None = None, seed: int | None = None) -> "Trainer":
         """A new lineage that starts from this one's weights, at refresh 0, with fresh optimiser memory and
-        counters.
+        counters. A family that counts keeps all that it remembers.
 
         With another `config` of the same family, whatever has the same name and shape is taken over and the
-        rest starts fresh; from another family only the running statistics of the inputs are.
+        rest starts fresh (of a family that counts: all or nothing); from another family only the running
+        statistics of the inputs are.
         """
         config, seed = config or self.config, self.seed if seed is None else seed
-        child = Trainer(self.schema, config, seed, lineage, self.device.type)
+        child = Trainer(self.schema, config, seed, lineage, self._device)
         mine, its = weights.dense(self.model), weights.dense(child.model)
-        names = set(mine) if config.family == self.config.family else set(self.model.statistics())
+        alike = config.family == self.config.family
+        fits = child.model.table.shape == self.model.table.shape
+        if isinstance(self.model, Counter):
+            fits = fits and [value.shape for value in mine.values()] == [
+                value.shape for value in its.values()
+            ]
+            alike = alike and fits
+        names = set(mine) if alike else set(EVERY_STATISTIC)
         with torch.no_grad():
             for name in names & set(its):
                 if mine[name].shape == its[name].shape:
                     its[name].copy_(mine[name])
-            if config.family == self.config.family and child.model.table.shape == self.model.table.shape:
+            if alike and fits:
                 child.model.table[self.touched] = self.model.table[self.touched]
                 child.touched.copy_(self.touched)
+                child.lesson.copy_memory(self.lesson)
         child.chain = weights.next_chain(f"{self.chain}>{lineage}", weights.dense(child.model))
         return child
 
@@ -156,21 +168,16 @@ class Trainer:
         """Everything, as two files (safetensors and JSON): `load` continues bit-equal to never having
         stopped.
         """
-        optimiser, touched = self.optimiser, self.touched.nonzero().squeeze(1)
         tensors = weights.extract(self.model, self.touched)
         tensors["changed"] = self.changed.cpu()
-        tensors["dense_steps"] = optimiser.dense_steps.cpu()
-        tensors["table_steps"] = optimiser.table_steps[touched].cpu()
-        memories = zip(optimiser.rule.memory, optimiser.dense_memory, optimiser.table_memory, strict=True)
-        for name, dense_memory, table_memory in memories:
-            tensors[f"dense_memory.{name}"] = dense_memory.cpu()
-            tensors[f"table_memory.{name}"] = table_memory[touched].cpu()
+        tensors |= self.lesson.memory(self.touched.nonzero().squeeze(1))
         return {STATE_TENSORS: tensors_to_bytes(tensors), STATE_RECORD: json.dumps(self._record()).encode()}
 
     def _record(self) -> dict[str, object]:
         names = ("seed", "lineage", "examples", "steps", "dropped", "refresh", "chain", "unsent")
         settings = {"schema": self.schema.to_dict(), "config": self.config.to_dict()}
-        return settings | {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in names}
+        return settings | numbers | {"schedule": self.lesson.record()}
 
     def load(self, state: dict[str, bytes]) -> None:
         """Becomes the trainer whose `state` this is: its settings, seed and lineage too, on this trainer's
@@ -185,10 +192,11 @@ class Trainer:
                 "the state belongs to another schema: the task's features changed since it was saved"
             )
         config = ModelConfig.from_dict(record["config"])
-        loaded = Trainer(self.schema, config, record["seed"], record["lineage"], self.device.type)
+        loaded = Trainer(self.schema, config, record["seed"], record["lineage"], self._device)
         loaded._restore(tensors_from_bytes(state[STATE_TENSORS]))
         for name in ("examples", "steps", "dropped", "refresh", "chain", "unsent"):
             setattr(loaded, name, record[name])
+        loaded.lesson.load(record.get("schedule", {}))  # older states have none
         self.__dict__.update(loaded.__dict__)
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -196,12 +204,7 @@ class Trainer:
         if reason := weights.problem(self.model, named):
             raise ValueError(f"the state does not fit its own settings: {reason}")
         weights.write(self.model, named)
-        optimiser, touched = self.optimiser, named[weights.INDEX].to(self.device)
+        touched = named[weights.INDEX].to(self.device)
         self.touched[touched] = True
         self.changed.copy_(tensors["changed"])
-        optimiser.dense_steps.copy_(tensors["dense_steps"])
-        optimiser.table_steps[touched] = tensors["table_steps"].to(self.device)
-        memories = zip(optimiser.rule.memory, optimiser.dense_memory, optimiser.table_memory, strict=True)
-        for name, dense_memory, table_memory in memories:
-            dense_memory.copy_(tensors[f"dense_memory.{name}"])
-            table_memory[touched] = tensors[f"table_memory.{name}"].to(self.device)
+        self.lesson.restore(tensors, touched)

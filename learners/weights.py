@@ -52,7 +52,7 @@ def extract(model: EventModel, rows: Tensor) -> dict[str, Tensor]:
 
 def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
     """Why `tensors` cannot be written into `model`, or None if they can: names, types, shapes, finiteness,
-    row numbers.
+    row numbers, and what the family itself knows.
     """
     wanted = dense(model)
     if set(tensors) != {*wanted, INDEX, ROWS}:
@@ -70,11 +70,9 @@ def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
             )
         if not bool(torch.isfinite(value).all()):
             return f"{name} holds NaN or infinity"
-        if name in ("var", "count", "seen") and bool((value < 0).any()):
-            return f"{name} holds a negative number"
     if len(index) and (index[0] < 0 or index[-1] >= len(model.table) or bool((index.diff() <= 0).any())):
         return f"{INDEX} is not a rising list of rows below {len(model.table)}"
-    return None
+    return model.problem(tensors)
 
 
 @torch.no_grad()

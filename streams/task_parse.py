@@ -8,11 +8,20 @@ from typing import Any, TypeVar
 
 from featurestore.spec import SpecError, View, parse_views
 from infra.errors import UserError
-from learners.batch import FAMILIES, OPTIMISERS, ModelConfig
+from learners.batch import (
+    ACTIVATIONS,
+    FAMILIES,
+    LOSSES,
+    MODEL_BOUNDS,
+    OPTIMISERS,
+    SCHEDULES,
+    ModelConfig,
+)
 from learners.drift import POLICIES, DriftConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
-from streams.task_size import LARGEST_MODEL, fitting_rows, whole_model_bytes
+from streams.task_model import check_used, with_tower
+from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
 from streams.topics import Topics
 
@@ -39,14 +48,21 @@ PRIVACY = ("pseudonymise",)
 SERVING = (
     "guarantee", "max_event_bytes", "allowed_lateness", "late", "max_future", "dedup",
     "snapshot_every", "refresh_every", "commit_every",
+    "order", "idle",
 )  # fmt: skip
 
 TOPICS = ("events", "labels", "predictions", "drift_alerts", "dead_letters")
 
-CHOICES = {"family": FAMILIES, "optimiser": OPTIMISERS, "policy": POLICIES}
+CHOICES = {
+    "family": FAMILIES,
+    "activation": ACTIVATIONS,
+    "optimiser": OPTIMISERS,
+    "loss": LOSSES,
+    "schedule": SCHEDULES,
+    "policy": POLICIES,
+}
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "embedding": (1, 1024), "rows": (1, 1 << 26), "hidden": (1, 8192), "batch_size": (1, 65536),
-    "learning_rate": (1e-9, 10), "weight_decay": (0, 1), "clip_norm": (1e-6, 1e6),
+    **MODEL_BOUNDS, "learning_rate": (1e-9, 10), "weight_decay": (0, 1), "clip_norm": (1e-6, 1e6),
 }  # fmt: skip
 
 
@@ -82,10 +98,17 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
     first, second = root.table("model"), root.table("challenger")
+    check_used(first, made.model)
+    check_used(second, made.challenger)
+    made = replace(
+        made,
+        model=with_tower(first, made.model, made),
+        challenger=with_tower(second, made.challenger, made),
+    )
     chosen = "rows" in first.data
     return replace(
         made,
-        model=_sized(first, model, made, chosen),
+        model=_sized(first, made.model, made, chosen),
         challenger=_sized(second, made.challenger, made, chosen or "rows" in second.data),
     )
 
@@ -207,6 +230,8 @@ def _serving(root: Table) -> Serving:
         table.duration("snapshot_every", "10s", low="100ms"),
         table.duration("refresh_every", "1s", low="50ms"),
         table.duration("commit_every", "50ms", low="1ms"),
+        table.choice("order", ("arrival", "event_time"), usual.order),
+        table.duration("idle", "1s", low="10ms"),
     )
 
 
@@ -240,10 +265,12 @@ def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> Model
         return config
     if rows and not chosen:
         return replace(config, rows=rows)
-    fix = "lower embedding or hidden, or give the model fewer columns"
+    keys = decisive_keys(config)
+    fix = f"lower {' or '.join(keys) or 'rows'}, or give the model fewer columns"
     if rows:
-        fix = f"lower rows (now {config.rows}) to {rows} or less, or embedding (now {config.embedding})"
-    key = next((key for key in ("rows", "embedding", "hidden") if key in table.data), None)
+        fix = f"lower rows (now {config.rows}) to {rows} or less"
+        fix += f", or embedding (now {config.embedding})" if "embedding" in keys else ""
+    key = next((key for key in ("rows", *keys) if key in table.data), None)
     most = f"the {LARGEST_MODEL >> 20} MiB that are sent at once"
     said = f"a whole model can take {size / 2**20:.1f} MiB, more than {most}"
     table.fail(key, f"{table.name()}: {said}", fix)

@@ -1,11 +1,23 @@
 """Rows with a rule that a model can learn, for the tests of learners/."""
 
-import numpy as np
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import torch
+
+from learners import weights
 from learners.batch import Batch, ModelConfig, Schema
+from learners.lesson import GradientLesson
+from learners.optim import Optimiser
+from learners.trainer import Trainer
 
 SCHEMA = Schema(("amount", "count", "rate"), ("shop", "card"), "fingerprint-1")
 CONFIG = ModelConfig(embedding=4, rows=2048, hidden=(16, 8), batch_size=32, learning_rate=0.01)
+RATES = {
+    "adam": 0.01, "adamw": 0.01, "adagrad": 0.05, "rowwise_adagrad": 0.05, "rmsprop": 0.01, "sgd": 0.5,
+    "ftrl": 0.3,
+}  # fmt: skip
 
 
 def rows(n: int, seed: int = 0, schema: Schema = SCHEMA) -> Batch:
@@ -33,3 +45,32 @@ def log_loss(scores: np.ndarray, label: np.ndarray) -> float:
     """Mean log loss in nats."""
     scores = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.mean(label * np.log(scores) + (1 - label) * np.log(1 - scores)))
+
+
+def trainer_of(family: str = "dcn", optimiser: str = "adam", **settings: Any) -> Trainer:
+    """A trainer of a small model, at a rate that suits its optimiser."""
+    settings = {"learning_rate": RATES[optimiser]} | settings
+    return Trainer(SCHEMA, replace(CONFIG, family=family, optimiser=optimiser, **settings), 7, "L1", "cpu")
+
+
+def optimiser_of(trainer: Trainer) -> Optimiser:
+    """The optimiser of a trainer that has one."""
+    assert isinstance(trainer.lesson, GradientLesson)
+    return trainer.lesson.optimiser
+
+
+def contents(trainer: Trainer) -> dict[str, bytes]:
+    """Every bit that matters of a trainer, memory of untouched rows included."""
+    every_row = torch.ones_like(trainer.touched)
+    tensors = weights.extract(trainer.model, every_row)
+    tensors |= trainer.lesson.memory(torch.arange(len(every_row)))
+    tensors |= {"touched": trainer.touched, "changed": trainer.changed}
+    found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    numbers = (trainer.examples, trainer.steps, trainer.refresh, trainer.chain, trainer.unsent)
+    return found | {"numbers": repr((numbers, trainer.lesson.record())).encode()}
+
+
+def auc(scores: np.ndarray, label: np.ndarray) -> float:
+    """Share of pairs of a positive and a negative row that are scored in the right order."""
+    positive, negative = scores[label == 1][:, None], scores[label == 0][None, :]
+    return float(np.mean((positive > negative) + 0.5 * (positive == negative)))

@@ -1,16 +1,41 @@
-"""Model families by name. Every family is an `EventModel`: the same inputs, the same table, another head."""
+"""Model families by name. Every family is an `EventModel`: the same inputs, the same kind of table."""
+
+from importlib import import_module
+
+import torch
 
 from learners.batch import ModelConfig, Schema
 from learners.models.base import EventModel
-from learners.models.factorization import CrossNet, DeepFM
-from learners.models.linear import Logistic
+from learners.models.counting import Counter
+from learners.models.net import Net
 
-_FAMILIES = {"dcn": CrossNet, "deepfm": DeepFM, "logistic": Logistic}
+# By name, so that who serves a net does not wait for the compiler of the trees.
+_FAMILIES = {
+    "dcn": "factorization.CrossNet",
+    "deepfm": "factorization.DeepFM",
+    "logistic": "linear.Logistic",
+    "mlp": "factorization.Perceptron",
+    "two_tower": "factorization.TwoTower",
+    "svm": "linear.LinearSVM",
+    "rff_svm": "linear.KernelSVM",
+    "naive_bayes": "counting.NaiveBayes",
+    "knn": "counting.Neighbours",
+    "hoeffding_tree": "forest.HoeffdingTree",
+    "adaptive_random_forest": "forest.AdaptiveRandomForest",
+}
 
 
-def build_model(schema: Schema, config: ModelConfig, seed: int) -> EventModel:
-    """A fresh model on the CPU, a pure function of its arguments. Raises UserError if the schema is empty."""
-    return _FAMILIES[config.family](schema, config, seed)
+def build_model(
+    schema: Schema, config: ModelConfig, seed: int, device: torch.device | None = None
+) -> Net | Counter:
+    """A fresh model, a pure function of its arguments, on `device` (the CPU if None; a `Counter` always).
+
+    Raises UserError if the schema is empty or lacks a column that the settings name.
+    """
+    module, name = _FAMILIES[config.family].split(".")
+    model = getattr(import_module(f"learners.models.{module}"), name)(schema, config, seed)
+    made: Net | Counter = model if device is None or isinstance(model, Counter) else model.to(device)
+    return made
 
 
-__all__ = ["EventModel", "build_model"]
+__all__ = ["Counter", "EventModel", "Net", "build_model"]

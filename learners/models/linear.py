@@ -1,12 +1,22 @@
-"""Logistic regression over scaled numbers and one hashed weight a category value."""
+"""Linear models over scaled numbers and one hashed weight a category value, and the kernel machine.
 
-from torch import Tensor
+A support vector machine learns a margin, not a probability. Its score is Platt's sigmoid of the margin (Platt
+1999), fitted online: two numbers learn by cross-entropy beside the margin, which does not feel them.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from learners.batch import ModelConfig, Schema
-from learners.models.base import EventModel
+from learners.losses import bce
+from learners.models.base import LARGEST_LOGIT
+from learners.models.net import Net, uniform_cells
 
 
-class Logistic(EventModel):
+class Logistic(Net):
     """logit = base rate + w · numbers + Σ table[category]. Convex, fast, and easy to read."""
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
@@ -17,3 +27,91 @@ class Logistic(EventModel):
         """Logits [n]; see the base class for shapes."""
         logits: Tensor = self.output(scaled).squeeze(1) + rows.sum((1, 2))
         return logits
+
+
+class Margin(Net):
+    """A head that is a margin: trained by the hinge loss, scored through the online sigmoid.
+
+    `sigmoid` [2] is (log of the slope, shift from the base rate), (0, 0) at first. The slope stays positive: it
+    cannot turn the order of scores round.
+    """
+
+    def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
+        super().__init__(schema, config, seed, width)
+        self.sigmoid = nn.Parameter(torch.zeros(2))
+
+    def calibrated(self, margins: Tensor) -> Tensor:
+        """Logits [n] of margins [n]."""
+        return torch.exp(self.sigmoid[0]) * margins + self.sigmoid[1] + self.base_rate()
+
+    def margins(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """Margins [n] of raw numbers [n, N] and gathered table rows [n, C, width]; above 0 is positive."""
+        return self.head(self.scale(numbers), rows)
+
+    def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """See the base class."""
+        return self.calibrated(self.margins(numbers, rows))
+
+    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor) -> Tensor:
+        """The hinge loss of the margins, and the cross-entropy of the sigmoid over them as they are."""
+        margins = self.margins(numbers, rows)
+        fixed = margins.detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        return self.loss(margins, label) + bce(self.calibrated(fixed), label).mean()
+
+
+class LinearSVM(Margin):
+    """Linear support vector machine by stochastic gradients (Shalev-Shwartz et al. 2007); L2 by `weight_decay`."""
+
+    def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
+        super().__init__(schema, config, seed, width=1)
+        self.output = self.linear(len(schema.numbers), 1, zero=True)
+
+    def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        """Margins [n]; see the base class for shapes."""
+        margins: Tensor = self.output(scaled).squeeze(1) + rows.sum((1, 2))
+        return margins
+
+
+class KernelSVM(Margin):
+    """A support vector machine with a Gaussian kernel, by random Fourier features (Rahimi & Recht 2007).
+
+    The kernel is over the scaled numbers and the categories' learned embeddings, x of d columns: the features
+    are √2 cos(Wx + b), whose inner products, divided by their number, approach
+    exp(-‖x - y‖² / (2 d kernel_width²)). W and b are functions of the seed and never travel. A linear part is
+    beside it.
+    """
+
+    directions: Tensor
+    phases: Tensor
+
+    def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
+        super().__init__(schema, config, seed, width=1 + config.embedding)
+        inputs = len(schema.numbers) + len(schema.categories) * config.embedding
+        directions, phases = fourier(seed, inputs, config.random_features)
+        spread = config.kernel_width * inputs**0.5
+        self.register_buffer("directions", directions / spread, persistent=False)
+        self.register_buffer("phases", phases, persistent=False)
+        self.output = self.linear(len(schema.numbers) + config.random_features, 1, zero=True)
+
+    def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        """Margins [n]; see the base class for shapes."""
+        features = self.features(torch.cat((scaled, rows[:, :, 1:].flatten(1)), 1))
+        margins: Tensor = self.output(torch.cat((scaled, features), 1)).squeeze(1)
+        return margins + rows[:, :, 0].sum(1)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Random Fourier features [n, random_features] of inputs [n, d], each of mean square 1."""
+        return torch.cos(torch.addmm(self.phases, inputs, self.directions)) * math.sqrt(2.0)
+
+
+def fourier(seed: int, inputs: int, features: int) -> tuple[Tensor, Tensor]:
+    """Standard normal directions [inputs, features] (Box & Muller 1958) and phases [features] in [0, 2π)."""
+    count = inputs * features
+    unit = uniform_cells(seed ^ 0x5FC6E5D1, 2 * count + features).astype(np.float64)
+    radius = np.sqrt(-2.0 * np.log1p(-unit[:count]))
+    normal = radius * np.cos(2.0 * np.pi * unit[count : 2 * count])
+    phases = 2.0 * np.pi * unit[2 * count :]
+    return (
+        torch.from_numpy(normal.astype(np.float32).reshape(inputs, features)),
+        torch.from_numpy(phases.astype(np.float32)),
+    )

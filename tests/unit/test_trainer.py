@@ -1,54 +1,54 @@
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from learners import weights
-from learners.batch import FAMILIES, OPTIMISERS, Batch, ModelConfig, Schema
-from learners.optim import RULES
+from learners.batch import GRADIENT_FAMILIES, OPTIMISERS, Batch, ModelConfig, Schema
+from learners.models import Net
 from learners.trainer import Trainer, pick_device
-from tests.learner_rows import CONFIG, SCHEMA, log_loss, rows
+from tests.learner_rows import CONFIG, SCHEMA, contents, log_loss, optimiser_of, rows, trainer_of
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+# Each family with the usual optimiser, and each optimiser with the usual family.
+PAIRS = [(family, "adam") for family in GRADIENT_FAMILIES]
+PAIRS += [("dcn", optimiser) for optimiser in OPTIMISERS if optimiser != "adam"]
+every_family = pytest.mark.parametrize("family", GRADIENT_FAMILIES)
 every_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS)
-RATES = {"adam": 0.01, "adagrad": 0.05, "sgd": 0.5}
+every_pair = pytest.mark.parametrize(("family", "optimiser"), PAIRS)
 
 
-def trainer_of(family: str = "dcn", optimiser: str = "adam", **settings: Any) -> Trainer:
-    settings = {"learning_rate": RATES[optimiser]} | settings
-    return Trainer(SCHEMA, replace(CONFIG, family=family, optimiser=optimiser, **settings), 7, "L1", "cpu")
-
-
-def contents(trainer: Trainer) -> dict[str, bytes]:
-    """Every bit that matters of a trainer, memory of untouched rows included."""
-    optimiser = trainer.optimiser
-    tensors = weights.extract(trainer.model, torch.ones_like(trainer.touched))
-    tensors |= {f"dense {i}": memory for i, memory in enumerate(optimiser.dense_memory)}
-    tensors |= {f"table {i}": memory for i, memory in enumerate(optimiser.table_memory)}
-    tensors |= {"steps": optimiser.table_steps, "dense_steps": optimiser.dense_steps}
-    tensors |= {"touched": trainer.touched, "changed": trainer.changed}
-    found = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    numbers = (trainer.examples, trainer.steps, trainer.refresh, trainer.chain, trainer.unsent)
-    return found | {"numbers": repr(numbers).encode()}
-
-
-@every_optimiser
-@every_family
+@every_pair
 def test_training_lowers_the_loss_on_rows_not_seen(family, optimiser):
     trainer, unseen = trainer_of(family, optimiser), rows(500, seed=99)
     before = log_loss(trainer.score(unseen.numbers, unseen.categories), unseen.label)
     trainer.train(rows(4000))
     after = log_loss(trainer.score(unseen.numbers, unseen.categories), unseen.label)
     assert before == pytest.approx(np.log(2), abs=0.01)
-    assert after < (0.5 if family == "logistic" or optimiser == "sgd" else 0.2)
+    assert after < (0.5 if family in ("logistic", "svm") or optimiser in ("sgd", "ftrl") else 0.25)
     assert trainer.dropped == 0
     assert trainer.examples == 4000
 
 
-@pytest.mark.parametrize("family", ["dcn", "deepfm"])
+# Scores of five rows, noted before there were other families, losses and schedules.
+AS_EVER = {
+    "dcn": [0.18644, 0.65214, 0.66935, 0.08024, 0.35963],
+    "deepfm": [0.23603, 0.83594, 0.79215, 0.31137, 0.47402],
+    "logistic": [0.49478, 0.49777, 0.52225, 0.47534, 0.47285],
+}
+
+
+@pytest.mark.parametrize("family", AS_EVER)
+def test_the_usual_settings_learn_what_they_always_did(family):
+    config = ModelConfig(family=family, rows=2048, learning_rate=0.01, batch_size=64)
+    trainer, batch = Trainer(SCHEMA, config, 7, "L1", "cpu"), rows(5, 9)
+    trainer.train(rows(640))
+    # Other machines add up in another order; a changed rule is off by far more.
+    np.testing.assert_allclose(trainer.score(batch.numbers, batch.categories), AS_EVER[family], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["dcn", "deepfm", "mlp", "two_tower"])
 def test_products_of_features_are_learned(family):
     """The label is whether two categories agree in parity: neither says anything alone."""
     random = np.random.default_rng(5)
@@ -61,8 +61,7 @@ def test_products_of_features_are_learned(family):
     assert ((scores > 0.5) == batch.label[11_000:]).mean() > 0.95
 
 
-@every_optimiser
-@every_family
+@every_pair
 def test_the_same_batches_give_the_same_bits(family, optimiser):
     first, second = trainer_of(family, optimiser), trainer_of(family, optimiser)
     for trainer in (first, second):
@@ -83,8 +82,7 @@ def test_micro_batches_are_taken_in_order_and_the_last_may_be_smaller():
     assert contents(together) == contents(apart)
 
 
-@every_optimiser
-@every_family
+@every_pair
 def test_a_loaded_trainer_goes_on_as_if_nothing_had_happened(family, optimiser):
     trainer = trainer_of(family, optimiser)
     trainer.train(rows(200))
@@ -115,8 +113,7 @@ def test_a_state_of_another_schema_or_of_other_shapes_is_refused_and_changes_not
     assert contents(trainer) == before
 
 
-@every_optimiser
-@every_family
+@every_pair
 @pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan])
 def test_a_step_that_is_not_finite_is_dropped_counted_and_leaves_no_trace(family, optimiser, poison):
     trainer, clean = trainer_of(family, optimiser), trainer_of(family, optimiser)
@@ -135,10 +132,13 @@ def test_finite_gradients_whose_new_weights_overflow_are_noticed(overflowing):
     before = contents(trainer)
     index = torch.tensor([3, 5])
     rows_of_step = trainer.model.table[index]
-    dense_gradient, row_gradient = torch.zeros_like(trainer.optimiser.dense), torch.zeros_like(rows_of_step)
+    dense_gradient, row_gradient = (
+        torch.zeros_like(optimiser_of(trainer).dense),
+        torch.zeros_like(rows_of_step),
+    )
     if overflowing != "neither":
         (dense_gradient if overflowing == "dense" else row_gradient).view(-1)[-1] = 1e15
-    proposal = trainer.optimiser.propose(
+    proposal = optimiser_of(trainer).propose(
         torch.tensor(0.5), (dense_gradient, row_gradient), index, rows_of_step
     )
     assert proposal.finite == (overflowing == "neither")
@@ -160,14 +160,14 @@ def test_a_step_writes_only_the_rows_it_touches(optimiser):
     trainer = trainer_of("dcn", optimiser, weight_decay=0.1)
     trainer.train(rows(300))
     table = trainer.model.table.clone()
-    memories = [memory.clone() for memory in trainer.optimiser.table_memory]
+    memories = [memory.clone() for memory in optimiser_of(trainer).table_memory]
     batch = rows(20, 1)
     touched = torch.zeros(len(table), dtype=torch.bool)
     touched[trainer.model.index(torch.from_numpy(batch.categories))] = True
     trainer.train(batch)
     assert torch.equal(trainer.model.table[~touched], table[~touched])
     assert (trainer.model.table[touched] != table[touched]).any(1).all()
-    for memory, before in zip(trainer.optimiser.table_memory, memories, strict=True):
+    for memory, before in zip(optimiser_of(trainer).table_memory, memories, strict=True):
         assert torch.equal(memory[~touched], before[~touched])
 
 
@@ -179,11 +179,12 @@ def test_a_row_that_occurs_often_in_a_step_gets_the_sum_of_its_gradients(family)
     batch.categories[:, 0] = batch.categories[0, 0]
     trainer.train(batch)
     reference = trainer_of(family, "sgd").model
+    assert isinstance(reference, Net)
     numbers, label = torch.from_numpy(batch.numbers), torch.from_numpy(batch.label)
     reference.observe(numbers, label)
     reference.table.requires_grad_()
-    logits = reference(numbers, torch.from_numpy(batch.categories))
-    torch.nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+    rows_of_step = reference.table[reference.index(torch.from_numpy(batch.categories))]
+    reference.objective(numbers, rows_of_step, label).backward()
     assert reference.table.grad is not None
     expected = reference.table.detach() - 0.5 * reference.table.grad
     torch.testing.assert_close(trainer.model.table, expected)
@@ -194,34 +195,13 @@ def test_a_row_that_occurs_often_in_a_step_gets_the_sum_of_its_gradients(family)
         torch.testing.assert_close(value.data, parameters[name].data - 0.5 * gradient)
 
 
-@pytest.mark.parametrize(
-    ("name", "reference"),
-    [
-        ("sgd", lambda weight: torch.optim.SGD([weight], lr=0.1)),
-        ("adagrad", lambda weight: torch.optim.Adagrad([weight], lr=0.1)),
-        ("adam", lambda weight: torch.optim.Adam([weight], lr=0.1)),
-    ],
-)
-def test_rules_agree_with_torch(name, reference):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(5, generator=generator))
-    optimiser, rule = reference(weight), RULES[name]
-    value, memory = weight.data.clone(), rule.start(weight.data)
-    for step in range(1, 20):
-        weight.grad = torch.randn(5, generator=generator)
-        direction, memory = rule.update(weight.grad.clone(), memory, torch.tensor([float(step)]))
-        value = value - 0.1 * direction
-        optimiser.step()
-        torch.testing.assert_close(value, weight.data)
-
-
 def test_the_gradient_is_clipped_to_its_norm():
     trainer, free = (trainer_of("dcn", "sgd", clip_norm=norm, learning_rate=1.0) for norm in (0.01, 1e9))
     moved = []
     for each in (trainer, free):
-        before = torch.cat((each.optimiser.dense.flatten(), each.model.table.flatten()))
+        before = torch.cat((optimiser_of(each).dense.flatten(), each.model.table.flatten()))
         each.train(rows(32))
-        after = torch.cat((each.optimiser.dense.flatten(), each.model.table.flatten()))
+        after = torch.cat((optimiser_of(each).dense.flatten(), each.model.table.flatten()))
         moved.append(after - before)
     assert moved[0].norm().item() == pytest.approx(0.01, rel=1e-3)
     assert moved[1].norm().item() > 0.1
@@ -233,7 +213,7 @@ def test_weight_decay_pulls_towards_zero():
     plain, decayed = (trainer_of("dcn", weight_decay=decay) for decay in (0.0, 0.5))
     for each in (plain, decayed):
         each.train(rows(1000))
-    assert decayed.optimiser.dense.norm() < 0.9 * plain.optimiser.dense.norm()
+    assert optimiser_of(decayed).dense.norm() < 0.9 * optimiser_of(plain).dense.norm()
 
 
 def test_wrong_columns_are_refused_before_anything_changes():
@@ -343,7 +323,7 @@ def test_a_clone_of_another_family_takes_only_the_running_statistics():
     assert torch.equal(child.model.mean, parent.model.mean)
     assert torch.equal(child.model.seen, parent.model.seen)
     assert torch.equal(child.model.table, fresh.model.table)
-    assert torch.equal(child.optimiser.dense, fresh.optimiser.dense)
+    assert torch.equal(optimiser_of(child).dense, optimiser_of(fresh).dense)
 
 
 def test_auto_picks_cuda_exactly_when_there_is_one():

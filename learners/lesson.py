@@ -1,0 +1,137 @@
+"""One step of learning, for each of the two kinds of families: by gradients, or by counting.
+
+Both promise the same: a step is accepted whole, or it is rejected and every bit is as before.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from learners.batch import ModelConfig
+from learners.models import Counter, Net
+from learners.optim import Optimiser
+from learners.schedules import Schedule
+
+
+class GradientLesson:
+    """A net, its optimiser and its schedule."""
+
+    def __init__(self, model: Net, config: ModelConfig) -> None:
+        self.model = model
+        self.optimiser = Optimiser(model, model.table, config)
+        self.schedule = Schedule(config)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the next step."""
+        return self.schedule.batch_size
+
+    def step(self, numbers: Tensor, index: Tensor, label: Tensor) -> Tensor | None:
+        """Learn raw numbers [n, N], table rows [n, C] and labels [n]; the table rows that were touched.
+
+        None if the loss, the gradient or a new weight is not finite: the step is rejected.
+        """
+        former = self.model.observe(numbers, label)
+        found: tuple[Tensor, Tensor] = torch.unique(index, return_inverse=True)
+        unique, inverse = found
+        # index_select takes a third of the time of table[unique].
+        rows = self.model.table.index_select(0, unique).requires_grad_()
+        loss = self.model.objective(numbers, functional.embedding(inverse, rows), label)
+        gradients = torch.autograd.grad(loss, (*self.model.parameters(), rows))
+        proposal = self.optimiser.propose(loss, gradients, unique, rows, self.schedule.share)
+        if not proposal.finite:
+            self.model.restore(former)
+            return None
+        self.optimiser.accept(proposal)
+        self.schedule.advance(float(loss.detach()) if self.schedule.needs_loss else 0.0)
+        return unique
+
+    def rewarm(self) -> None:
+        """Begin the schedule again."""
+        self.schedule.rewarm()
+
+    def copy_memory(self, other: "Lesson") -> None:
+        """Nothing: a copy of a net has fresh optimiser memory, as it may learn with other settings."""
+
+    def memory(self, touched: Tensor) -> dict[str, Tensor]:
+        """The optimiser's memory, of table rows that of `touched` [u] only, on the CPU."""
+        optimiser = self.optimiser
+        tensors = {"dense_steps": optimiser.dense_steps.cpu()}
+        tensors["table_steps"] = optimiser.table_steps[touched].cpu()
+        memories = zip(optimiser.rule.memory, optimiser.dense_memory, optimiser.table_memory, strict=True)
+        for name, dense_memory, table_memory in memories:
+            tensors[f"dense_memory.{name}"] = dense_memory.cpu()
+            tensors[f"table_memory.{name}"] = table_memory[touched].cpu()
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], touched: Tensor) -> None:
+        """The inverse of `memory`, for a lesson that has learned nothing. KeyError if one is not there."""
+        optimiser = self.optimiser
+        optimiser.dense_steps.copy_(tensors["dense_steps"])
+        optimiser.table_steps[touched] = tensors["table_steps"].to(touched.device)
+        memories = zip(optimiser.rule.memory, optimiser.dense_memory, optimiser.table_memory, strict=True)
+        for name, dense_memory, table_memory in memories:
+            dense_memory.copy_(tensors[f"dense_memory.{name}"])
+            table_memory[touched] = tensors[f"table_memory.{name}"].to(touched.device)
+
+    def record(self) -> dict[str, Any]:
+        """What else there is to keep, ready for JSON."""
+        return self.schedule.state()
+
+    def load(self, record: dict[str, Any]) -> None:
+        """The inverse of `record`."""
+        self.schedule.load(record)
+
+
+class CountingLesson:
+    """A family that learns by itself; everything that it keeps is its own."""
+
+    def __init__(self, model: Counter, config: ModelConfig) -> None:
+        self.model = model
+        self.batch_size = config.batch_size
+
+    def step(self, numbers: Tensor, index: Tensor, label: Tensor) -> Tensor | None:
+        """Learn raw numbers [n, N], table rows [n, C] and labels [n]; the table rows that were touched.
+
+        None if a label is neither 0 nor 1: the step is rejected.
+        """
+        return self.model.learn(numbers, index, label)
+
+    def rewarm(self) -> None:
+        """Nothing: counts have no rate."""
+
+    def copy_memory(self, other: "Lesson") -> None:
+        """Remember what another lesson of the same family and sizes does."""
+        if not isinstance(other, CountingLesson):
+            raise TypeError("only a family that counts has memory to copy")
+        for name, value in other.model.memory().items():
+            self.model.memory()[name].copy_(value)
+
+    def memory(self, touched: Tensor) -> dict[str, Tensor]:
+        """All that learning needs besides the weights."""
+        return {f"memory.{name}": value.clone() for name, value in self.model.memory().items()}
+
+    def restore(self, tensors: dict[str, Tensor], touched: Tensor) -> None:
+        """The inverse of `memory`. KeyError if one is not there, ValueError if it has another shape."""
+        for name, value in self.model.memory().items():
+            found = tensors[f"memory.{name}"]
+            if (found.shape, found.dtype) != (value.shape, value.dtype):
+                raise ValueError(f"memory.{name} has another shape or type")
+            value.copy_(found)
+
+    def record(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
+
+    def load(self, record: dict[str, Any]) -> None:
+        """Nothing more."""
+
+
+Lesson = GradientLesson | CountingLesson
+
+
+def lesson_of(model: Net | Counter, config: ModelConfig) -> Lesson:
+    """The way in which the model's family learns."""
+    return GradientLesson(model, config) if isinstance(model, Net) else CountingLesson(model, config)

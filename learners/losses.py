@@ -1,0 +1,72 @@
+"""What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n].
+
+A score is the sigmoid of the logit whatever the loss. Only `bce` without a class weight makes it a calibrated
+probability: the others shift it (`focal` towards the middle, a class weight towards that class).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from learners.batch import MARGIN_FAMILIES, ModelConfig
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+HUBER_DELTA = 0.25  # on the scale of a probability: errors above count linearly
+SMALLEST_BASE = 1e-6  # (1 - p)^gamma has an infinite slope at 0 where gamma is below 1
+
+
+def bce(logits: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy [n], in nats."""
+    return functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+
+
+def focal(logits: Tensor, label: Tensor, gamma: float) -> Tensor:
+    """Lin et al. 2017: cross-entropy times (1 - p)^gamma, where p is the probability of the true class."""
+    entropy = bce(logits, label)
+    return entropy * (1.0 - torch.exp(-entropy)).clamp_min(SMALLEST_BASE).pow(gamma)
+
+
+def hinge(margins: Tensor, label: Tensor) -> Tensor:
+    """Cortes & Vapnik 1995: zero from a margin of 1 on the right side."""
+    return torch.clamp_min(1.0 - (2.0 * label - 1.0) * margins, 0.0)
+
+
+def mse(logits: Tensor, label: Tensor) -> Tensor:
+    """Squared error of the probability (the Brier score)."""
+    return torch.square(torch.sigmoid(logits) - label)
+
+
+def mae(logits: Tensor, label: Tensor) -> Tensor:
+    """Absolute error of the probability: a wrong label pulls no harder than any other."""
+    return torch.abs(torch.sigmoid(logits) - label)
+
+
+def huber(logits: Tensor, label: Tensor) -> Tensor:
+    """Huber 1964, of the probability: squared up to `HUBER_DELTA`, linear beyond."""
+    return functional.huber_loss(torch.sigmoid(logits), label, reduction="none", delta=HUBER_DELTA)
+
+
+def loss_of(config: ModelConfig) -> Loss:
+    """The mean loss that the settings ask for, positive rows counting `positive_weight` times."""
+    name = config.loss
+    if name == "auto":
+        name = "hinge" if config.family in MARGIN_FAMILIES else "bce"
+    if name == "bce" and config.positive_weight == 1.0:
+        return functional.binary_cross_entropy_with_logits
+    each: dict[str, Loss] = {
+        "bce": bce,
+        "focal": partial(focal, gamma=config.focal_gamma),
+        "hinge": hinge,
+        "mse": mse,
+        "mae": mae,
+        "huber": huber,
+    }
+    return partial(_weighted_mean, each[name], config.positive_weight)
+
+
+def _weighted_mean(loss: Loss, weight: float, logits: Tensor, label: Tensor) -> Tensor:
+    return (loss(logits, label) * (1.0 + (weight - 1.0) * label)).mean()

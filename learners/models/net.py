@@ -1,0 +1,114 @@
+"""What the families that learn by gradients share: layers, the logit, the loss, and the first table rows."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from learners.batch import ModelConfig, Schema
+from learners.losses import loss_of
+from learners.models.base import LARGEST_LOGIT, EventModel
+
+LARGEST_FIRST_WEIGHT = (
+    0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
+)
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+class Net(EventModel):
+    """logit = base rate + head(scaled numbers, one table row a category); the probability is its sigmoid.
+
+    A family gives `head` and the table's width, and creates its layers by `linear`.
+    """
+
+    def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
+        super().__init__(schema, config, first_rows(seed, len(schema.categories) * config.rows, width))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.loss = loss_of(config)
+
+    def linear(self, inputs: int, outputs: int, *, zero: bool = False) -> "Linear":
+        """A linear layer that starts from this model's own seed; the global generator is left alone."""
+        weight = torch.zeros(outputs, inputs)
+        if not zero and inputs:
+            bound = (3.0 / inputs) ** 0.5  # unit variance in, unit variance out
+            weight.uniform_(-bound, bound, generator=self.generator)
+        return Linear(weight)
+
+    def probability(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """See the base class."""
+        return torch.sigmoid(self.logits(numbers, rows).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT))
+
+    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+        """Logits [n] of raw numbers [n, N] and categories [n, C]."""
+        return self.logits(numbers, nn.functional.embedding(self.index(categories), self.table))
+
+    def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """Logits [n] of raw numbers [n, N] and gathered table rows [n, C, width]."""
+        return self.head(self.scale(numbers), rows) + self.base_rate()
+
+    def base_rate(self) -> Tensor:
+        """The logit of the share of positives among the first rows."""
+        return torch.log((self.seen[1] + 1.0) / (self.seen[0] + 1.0))
+
+    def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        """Logits [n] without the base rate, of scaled numbers [n, N] and table rows [n, C, width]."""
+        raise NotImplementedError
+
+    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor) -> Tensor:
+        """What a step makes smaller: the mean loss of rows [n], a scalar."""
+        return self.loss(self.logits(numbers, rows), label)
+
+
+class Linear(nn.Module):
+    """Wx + b. torch's own draws from the global generator, and warns about a layer without inputs."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(len(weight)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Values [n, outputs] of inputs [n, inputs]."""
+        return nn.functional.linear(inputs, self.weight, self.bias)
+
+
+def deep_net(model: Net, inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """Linear and activation for each width; without widths the input passes through."""
+    layers: list[nn.Module] = []
+    for before, after in zip((inputs, *hidden), hidden, strict=False):
+        layers += [model.linear(before, after), ACTIVATIONS[model.config.activation]()]
+    return nn.Sequential(*layers)
+
+
+def uniform_cells(seed: int, count: int) -> NDArray[np.float32]:
+    """`count` numbers in [0, 1), each a pure function of the seed and its position.
+
+    It is an integer hash (splitmix64, Steele, Lea & Flood 2014), not a random generator, so that it is the
+    same on every machine and with every version of torch.
+    """
+    with np.errstate(over="ignore"):
+        cell = np.arange(count, dtype=np.uint64)
+        bits = cell * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+    # 24 bits: exact in float32.
+    unit: NDArray[np.float32] = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return unit
+
+
+def first_rows(seed: int, rows: int, width: int) -> Tensor:
+    """The table [rows, width] before any training: a pure function of seed, row and column.
+
+    Therefore a checkpoint and a swap carry only the rows that were trained.
+    """
+    unit = uniform_cells(seed, rows * width)
+    table = ((unit * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)).reshape(rows, width)
+    table[:, 0] = 0.0
+    return torch.from_numpy(table)

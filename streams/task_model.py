@@ -1,0 +1,79 @@
+"""What `[model]` and `[challenger]` of a task file must fulfil together with the rest of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from learners.batch import FOREST_FAMILIES, GRADIENT_FAMILIES, ModelConfig
+from streams.task import Task
+from streams.task_toml import Table, listed, nearest, shown
+
+_NETS = ("dcn", "deepfm", "mlp", "two_tower")
+_GRADIENTS = ("family", GRADIENT_FAMILIES)
+# key -> the other key that decides whether it is used, and with which of its values
+_USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "activation": ("family", _NETS),
+    "tower": ("family", ("two_tower",)),
+    "momentum": ("optimiser", ("sgd",)),
+    "nesterov": ("optimiser", ("sgd",)),
+    "l1": ("optimiser", ("ftrl",)),
+    "l2": ("optimiser", ("ftrl",)),
+    "loss": _GRADIENTS,
+    "positive_weight": _GRADIENTS,
+    "focal_gamma": ("loss", ("focal",)),
+    "schedule": _GRADIENTS,
+    "schedule_factor": ("schedule", ("step", "cosine", "plateau")),
+    "warmup_steps": _GRADIENTS,
+    "smallest_batch": _GRADIENTS,
+    "random_features": ("family", ("rff_svm",)),
+    "kernel_width": ("family", ("rff_svm",)),
+    "neighbours": ("family", ("knn",)),
+    "window": ("family", ("knn",)),
+    "trees": ("family", ("adaptive_random_forest",)),
+    "leaves": ("family", FOREST_FAMILIES),
+    "grace": ("family", FOREST_FAMILIES),
+    "split_confidence": ("family", FOREST_FAMILIES),
+}
+
+
+def check_used(table: Table, config: ModelConfig) -> None:
+    """Every key that the table has means something with these settings: one without effect is a mistake."""
+    for key in table.data:
+        if key in _USED_WITH:
+            other, values = _USED_WITH[key]
+            if getattr(config, other) not in values:
+                said = f"{table.name(key)} has no effect with {other} = {shown(getattr(config, other))}"
+                table.fail(key, said, f"remove this line; it is for {other} {listed(values)}")
+    if config.smallest_batch > config.batch_size:
+        said = (
+            f"{table.name('smallest_batch')} {config.smallest_batch} is above batch_size {config.batch_size}"
+        )
+        own = "smallest_batch" if "smallest_batch" in table.data else "batch_size"
+        table.fail(own, said, f"write smallest_batch = {config.batch_size} or less")
+    if config.optimiser == "ftrl" and (config.schedule, config.warmup_steps) != ("constant", 0):
+        given = next((key for key in ("schedule", "warmup_steps", "optimiser") if key in table.data), None)
+        said = f"{table.name()}: ftrl lowers the rate of each weight by itself and follows no schedule"
+        table.fail(
+            given, said, 'write schedule = "constant" and warmup_steps = 0, or choose another optimiser'
+        )
+
+
+def with_tower(table: Table, config: ModelConfig, task: Task) -> ModelConfig:
+    """The settings with the second tower's columns: without a list, those of all entities but the key's."""
+    if config.family != "two_tower":
+        return config
+    columns = (*task.numbers, *task.categories)
+    for name in config.tower:
+        if name not in columns:
+            fix = f"{nearest(name, columns)}columns are {listed(columns)}"
+            table.fail("tower", f"{table.name('tower')} lists {shown(name)}, which is no column", fix)
+    of_others: Callable[[str], bool] = {
+        column
+        for entity in task.entities[1:]
+        for column in (entity.field, *(task.views[entity.name].columns if entity.name in task.views else ()))
+    }.__contains__
+    tower = config.tower or tuple(filter(of_others, columns))
+    if not tower or set(tower) >= set(columns):
+        some = "every column" if tower else "no column"
+        fix = f"list some in tower, for example tower = [{shown(columns[-1])}]; columns are {listed(columns)}"
+        table.fail("tower" if "tower" in table.data else "family", f"the second tower has {some}", fix)
+    return replace(config, tower=tower)

@@ -1,0 +1,132 @@
+"""The keys of [model] and [challenger]: each family and setting from a file, and what makes no sense together."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from learners.batch import FAMILIES
+from learners.models import build_model
+from streams.task import load_task
+from streams.task_parse import parse_task
+from tests.stream_records import TRIPS, task
+
+LINE = len((TRIPS + "[model]").splitlines())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_chosen_and_built(family: str) -> None:
+    more = 'tower = ["city"]\n' if family == "two_tower" else ""
+    made = task(f'[model]\nfamily = "{family}"\n{more}')
+    assert made.model.family == made.challenger.family == family
+    assert build_model(made.schema, made.model, 1).config.family == family
+
+
+def test_the_settings_of_a_net_are_read() -> None:
+    text = (
+        '[model]\noptimiser = "sgd"\nmomentum = 0.9\nnesterov = true\nactivation = "gelu"\nloss = "focal"\n'
+        'focal_gamma = 1.5\npositive_weight = 4\nschedule = "cosine"\nschedule_steps = 500\n'
+        "schedule_factor = 0.1\nwarmup_steps = 50\nsmallest_batch = 16\n"
+        '[challenger]\noptimiser = "ftrl"\nl1 = 0.5\nl2 = 1.0\nschedule = "constant"\nwarmup_steps = 0\n'
+    )
+    model, challenger = task(text).model, task(text).challenger
+    assert (model.optimiser, model.momentum, model.nesterov, model.activation) == ("sgd", 0.9, True, "gelu")
+    assert (model.loss, model.focal_gamma, model.positive_weight) == ("focal", 1.5, 4.0)
+    assert (model.schedule, model.schedule_steps, model.schedule_factor) == ("cosine", 500, 0.1)
+    assert (model.warmup_steps, model.smallest_batch) == (50, 16)
+    assert (challenger.optimiser, challenger.l1, challenger.l2, challenger.loss) == (
+        "ftrl",
+        0.5,
+        1.0,
+        "focal",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "at", "said", "fix"),
+    [
+        (
+            ["neighbours = 3"], 1, 'model.neighbours has no effect with family = "dcn"',
+            "remove this line; it is for family knn",
+        ),
+        (
+            ['family = "knn"', 'loss = "focal"'], 2, 'model.loss has no effect with family = "knn"',
+            "remove this line; it is for family dcn, deepfm, logistic, mlp, two_tower, svm, rff_svm",
+        ),
+        (
+            ["momentum = 0.9"], 1, 'model.momentum has no effect with optimiser = "adam"',
+            "remove this line; it is for optimiser sgd",
+        ),
+        (
+            ["smallest_batch = 300"], 1, "model.smallest_batch 300 is above batch_size 256",
+            "write smallest_batch = 256 or less",
+        ),
+        (
+            ['optimiser = "ftrl"', 'schedule = "step"'], 2,
+            "model: ftrl lowers the rate of each weight by itself and follows no schedule",
+            'write schedule = "constant" and warmup_steps = 0, or choose another optimiser',
+        ),
+        (
+            ['family = "svm"', 'loss = "bce"'], 2,
+            "model: model loss 'bce' does not go with family 'svm'",
+            'hinge is the loss of svm and rff_svm, which have no other; write loss = "auto"',
+        ),
+        (
+            ['optimiser = "sgd"', "nesterov = true"], 2, "model: model nesterov is true without momentum",
+            "give a momentum too, such as 0.9",
+        ),
+        (
+            ['family = "knnn"'], 1, 'model.family is "knnn"',
+            f'did you mean "knn"? use one of {", ".join(FAMILIES)}',
+        ),
+        (
+            ['family = "knn"', "window = 0"], 2, "model.window must be from 1 to 32768, not 0",
+            "for example window = 2000",
+        ),
+        (
+            ['family = "knn"', "window = 32768", "rows = 1048576"], 3,
+            "model: a whole model can take", "lower rows (now 1048576) to ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_with_its_line(lines: list[str], at: int, said: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        task("[model]\n" + "\n".join(lines) + "\n")
+    assert caught.value.message.startswith(f"trips.toml:{LINE + at}: {said}")
+    assert caught.value.fix.startswith(fix)
+
+
+def test_neighbours_that_take_too_much_say_so() -> None:
+    fields = "".join(f'n{i} = {{ type = "number" }}\n' for i in range(130))
+    text = TRIPS.replace("[entities]", fields + "[entities]") + '[model]\nfamily = "knn"\nwindow = 32768\n'
+    with pytest.raises(UserError, match="lower window, or give the model fewer columns") as caught:
+        parse_task(text, "trips.toml", Path("/somewhere/trips.toml"))
+    assert f":{LINE + 132}:" in caught.value.message
+
+
+def test_the_second_tower_has_the_other_entities_columns_or_those_that_are_named() -> None:
+    clicks = load_task("clicks")
+    text = clicks.text.replace("[model]\n", '[model]\nfamily = "two_tower"\n')
+    made = parse_task(text, "clicks.toml", clicks.path)
+    assert "item_id" in made.model.tower
+    assert all(name.startswith("item_") for name in made.model.tower)
+    assert made.challenger.tower == made.model.tower
+    build_model(made.schema, made.model, 1)
+    for tower, words in (
+        ('["item"]', 'tower lists "item", which is no column'),
+        (str([*made.numbers, *made.categories]).replace("'", '"'), "the second tower has every column"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            parse_task(text.replace("[model]\n", f"[model]\ntower = {tower}\n"), "clicks.toml", clicks.path)
+        assert caught.value.fix
+
+
+def test_with_one_entity_the_second_tower_has_to_be_named() -> None:
+    start = TRIPS.rindex("[[features]]")
+    alone = TRIPS.replace('zone = "zone"\n', "").replace(TRIPS[start : TRIPS.index("[serving]")], "")
+    text = alone + '[model]\nfamily = "two_tower"\n'
+    with pytest.raises(UserError, match="the second tower has no column") as caught:
+        parse_task(text, "trips.toml", Path("/somewhere/trips.toml"))
+    assert "list some in tower, for example tower = [" in caught.value.fix
+    named = parse_task(text + 'tower = ["city"]\n', "trips.toml", Path("/somewhere/trips.toml"))
+    assert named.model.tower == ("city",)

@@ -1,11 +1,9 @@
 """The `driftline` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 import json
-import os
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +13,20 @@ from rich.console import Console
 from infra.disk import usable
 from infra.errors import UserError
 from infra.settings import Settings, load_secret
-from streams.running import running
+from streams import look
+from streams.backtest_cli import backtest
+from streams.running import connected, settings_here
 from streams.task import Task, built_in_tasks, load_task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 task_app = typer.Typer(no_args_is_help=True, help="Check a task file, or propose a new one.")
 app.add_typer(task_app, name="task")
+app.command()(backtest)
 features_app = typer.Typer(no_args_is_help=True, help="The features of a task in Feast.")
 app.add_typer(features_app, name="features")
+app.add_typer(look.models, name="models")
+app.add_typer(look.drift, name="drift")
+app.add_typer(look.predictions, name="predictions")
 console = Console(highlight=False, soft_wrap=True)
 
 TaskOption = Annotated[str, typer.Option("--task", "-t", help="A built-in task or the path of a task file.")]
@@ -49,25 +53,6 @@ def _plain(error: UserError) -> str:
     return str(error).replace("[", "\\[")
 
 
-def _settings(kafka: str = "") -> Settings:
-    settings = Settings.from_env(os.environ)
-    return replace(settings, kafka=kafka) if kafka else settings
-
-
-def _connected(kafka: str = "") -> Settings:
-    """Settings with a Kafka: the option, the environment, or the `driftline up` that runs on the data folder."""
-    settings = _settings(kafka)
-    if settings.kafka:
-        return settings
-    found = running(settings.data)
-    if not found:
-        raise UserError(
-            f"no Kafka is known: nothing runs on {settings.data}",
-            "start `driftline up` in another terminal, or give --kafka HOST:PORT",
-        )
-    return replace(settings, kafka=found["kafka"])
-
-
 @app.command()
 def demo(
     task: TaskOption = "clicks",
@@ -83,7 +68,7 @@ def demo(
     from streams.demo import run_demo
 
     raise typer.Exit(
-        run_demo(task, seed=seed, events=events, drift=drift, settings=_settings(kafka), out=out)
+        run_demo(task, seed=seed, events=events, drift=drift, settings=settings_here(kafka), out=out)
     )
 
 
@@ -99,25 +84,25 @@ def up(
     """Run all roles of a task until Ctrl-C, with an embedded Kafka or your own."""
     from streams.up import run_up
 
-    run_up(load_task(task), _settings(kafka), workers=workers, port=port or None)
+    run_up(load_task(task), settings_here(kafka), workers=workers, port=port or None)
 
 
 @app.command(help=f"Features, scores, predictions. {ROLE_HELP}")
 def serve(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
     """Run a serve worker."""
-    _faust_role("serve", load_task(task), _connected(kafka))
+    _faust_role("serve", load_task(task), connected(kafka))
 
 
 @app.command(help=f"Labels meet examples. {ROLE_HELP}")
 def join(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
     """Run a join worker."""
-    _faust_role("join", load_task(task), _connected(kafka))
+    _faust_role("join", load_task(task), connected(kafka))
 
 
 @app.command(help=f"History in ClickHouse. {ROLE_HELP}")
 def archive(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
     """Run an archive worker."""
-    _faust_role("archive", load_task(task), _connected(kafka))
+    _faust_role("archive", load_task(task), connected(kafka))
 
 
 def _faust_role(role: str, task: Task, settings: Settings) -> None:
@@ -145,7 +130,7 @@ def learn(
     log_plainly()
     torch.set_num_threads(1)
     loaded = load_task(task)
-    learner = Learner(loaded, prepare(loaded, _connected(kafka)), freeze_at_ms=freeze_at)
+    learner = Learner(loaded, prepare(loaded, connected(kafka)), freeze_at_ms=freeze_at)
     signal.signal(signal.SIGTERM, lambda *_: learner.stop())
     signal.signal(signal.SIGINT, lambda *_: learner.stop())
     learner.run()
@@ -177,7 +162,7 @@ def simulate(
 
     simulation = make(name, seed=seed, events=events, changes=[parse_change(text) for text in drift or []])
     feed_with_progress(
-        simulation.items(), simulation.total, load_task(task or name), _connected(kafka).kafka,
+        simulation.items(), simulation.total, load_task(task or name), connected(kafka).kafka,
         speed=parse_speed(speed), rate=rate or None, resume=resume, source=simulation.identity, console=console,
     )  # fmt: skip
 
@@ -208,9 +193,9 @@ def replay(
     """
     from streams.replay_run import run_replay
 
-    mapping = dict(_pair(text) for text in columns or [])
+    mapping = dict(pair(text) for text in columns or [])
     run_replay(
-        file, load_task(task), _settings(kafka), speed=parse_speed(speed), mapping=mapping, resume=resume,
+        file, load_task(task), settings_here(kafka), speed=parse_speed(speed), mapping=mapping, resume=resume,
         out=out, console=console, labels=not no_labels,
     )  # fmt: skip
 
@@ -225,7 +210,7 @@ def report(
     from infra.clickhouse import open_archive
     from streams.report import write_report
 
-    loaded, settings = load_task(task), _settings()
+    loaded, settings = load_task(task), settings_here()
     history = open_archive(settings.archive)
     try:
         summary = write_report(
@@ -317,7 +302,7 @@ def features_get(
     """Read an entity's newest features from Feast's online store."""
     from streams.privacy import Pseudonymiser
 
-    loaded, settings = load_task(task), _settings()
+    loaded, settings = load_task(task), settings_here()
     if entity not in loaded.views:
         raise UserError(
             f"{loaded.name} has no features of {entity!r}", f"use one of {', '.join(loaded.views)}"
@@ -339,8 +324,8 @@ def features_get(
 def _features(task: Task) -> Any:
     from featurestore.repository import FeatureWriter
 
-    settings = _settings()
-    return FeatureWriter(settings.data, settings.online, task.name, task.views)
+    settings = settings_here()
+    return FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive)
 
 
 @app.command()
@@ -363,7 +348,8 @@ def parse_speed(text: str) -> float | None:
     return speed
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """The field and the column of "FIELD=COLUMN". Raises UserError."""
     field, equals, column = text.partition("=")
     if not (field and equals and column):
         raise UserError(f"--map is {text!r}", "write FIELD=COLUMN, such as --map user_id=uid")

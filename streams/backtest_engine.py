@@ -1,0 +1,190 @@
+"""A backtest: one pass over a stream, the same features for all policies, and every score as it would have been served.
+
+A micro-batch is one round of the live roles, in this order:
+
+1. serve: features, then every policy scores the rows with the model that it serves;
+2. join: labels that are known by now meet their rows, and reach the label rates;
+3. learn: every policy gets the labelled rows with the scores that it gave them;
+4. refresh: what was learned reaches the model that serves, at once or every `refresh_ms` of event time.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.batch import Batch
+from learners.prequential import metrics
+from learners.slot import Slot, encode_full, encode_refresh
+from learners.trainer import Trainer
+from streams.backtest_policies import Policy, Retraining, make_policy
+from streams.backtest_stream import MicroBatch, Path, compile_kernels, cut
+from streams.feed import Item
+from streams.privacy import Pseudonymiser
+from streams.rows import Labelled, Rows
+from streams.task import Task
+
+_NEVER = -(2**62)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a stream is worked off.
+
+    `batch` and `within_ms` bound a micro-batch (`backtest_stream.cut`). `warm_after` labelled examples end the
+    warm-up. `refresh_ms` is event time between two refreshes, 0 for one after every micro-batch. `keep_rows` keeps ids,
+    times and versions of all predictions.
+    """
+
+    batch: int
+    within_ms: int
+    warm_after: int
+    retraining: Retraining
+    refresh_ms: int = 0
+    keep_rows: bool = False
+
+
+class Serving:
+    """The model that scores: a trainer's weights as of the newest refresh."""
+
+    def __init__(self, task: Task, refresh_ms: int) -> None:
+        self._every_ms, self._last_ms = refresh_ms, _NEVER
+        self._slot = Slot(task.schema, task.model, task.seed) if refresh_ms else None
+        self._number, self._steps, self._lineage = 0, 0, "L1"
+
+    def follow(self, trainer: Trainer, now_ms: int) -> None:
+        """Take what the trainer has learned, if a refresh is due; another lineage is taken at once."""
+        swap = trainer.lineage != self._lineage
+        if not swap and (trainer.steps == self._steps or now_ms - self._last_ms < self._every_ms):
+            return
+        self._number = 0 if swap else self._number + 1
+        self._lineage, self._steps, self._last_ms = trainer.lineage, trainer.steps, now_ms
+        if self._slot is not None:
+            encode = encode_full if swap else encode_refresh
+            self._slot.apply(*encode(trainer, event_ms=now_ms, created_ms=max(now_ms, 0)))
+
+    def score(self, trainer: Trainer, rows: Rows) -> NDArray[np.float32]:
+        """Probabilities float32 [n]; without a slot the trainer's own weights are the newest refresh."""
+        if self._slot is None:
+            return trainer.score(rows.numbers, rows.categories)
+        return self._slot.score(rows.numbers, rows.categories)[0]
+
+    @property
+    def version(self) -> str:
+        """Lineage and number of the refresh, such as "L1.41"."""
+        return f"{self._lineage}.{self._number}" if self._slot is None else self._slot.version
+
+
+class Lane:
+    """One policy's run: what it served, and the seconds of processor time it took.
+
+    `scores` float32 [events] by number of the event, NaN where there is none; `swaps` of the model that served.
+    """
+
+    def __init__(self, name: str, task: Task, settings: Settings, events: int) -> None:
+        self.name = name
+        self.policy: Policy = make_policy(name, task, settings.retraining)
+        self.scores = np.full(events, np.nan, np.float32)
+        self.versions: list[str] = []  # the names of versions ...
+        self.version_of = np.full(events if settings.keep_rows else 0, -1, np.int32)  # ... by event
+        self.seconds = 0.0
+        self._serving = Serving(task, settings.refresh_ms)
+        self._keep_rows = settings.keep_rows
+
+    @property
+    def swaps(self) -> int:
+        """How often another lineage took over."""
+        return sum(decision.action == "promote" for decision in self.policy.decisions)
+
+    def score(self, rows: Rows) -> None:
+        """Serve the rows."""
+        begin = time.process_time()
+        self.scores[rows.offset] = self._serving.score(self.policy.trainer, rows)
+        if self._keep_rows:
+            if not self.versions or self.versions[-1] != self._serving.version:
+                self.versions.append(self._serving.version)
+            self.version_of[rows.offset] = len(self.versions) - 1
+        self.seconds += time.process_time() - begin
+
+    def learn(self, labelled: Labelled, batch: Batch, now_ms: int, *, warm: bool) -> None:
+        """Learn as the policy says, then refresh."""
+        begin = time.process_time()
+        served = self.scores[labelled.rows.offset]
+        self.policy.learn(replace(batch, served=served), now_ms, warm=warm)
+        self._serving.follow(self.policy.trainer, now_ms)
+        self.seconds += time.process_time() - begin
+
+
+class Backtest:
+    """One run. `labels` float32 [events] by number of the event, NaN where none was decided.
+
+    `first` is the number of the first event after the warm-up, or None when the stream ended before: that one and
+    later ones are evaluated. `seconds` of processor time are what reading, serve and join took, without the policies.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        pseudonymiser: Pseudonymiser,
+        policies: Sequence[str],
+        events: int,
+        settings: Settings,
+    ) -> None:
+        self.task, self.settings, self.events = task, settings, events
+        self.path = Path(task, pseudonymiser)
+        self.lanes = [Lane(name, task, settings, events) for name in policies]
+        self.labels = np.full(events, np.nan, np.float32)
+        self.times_ms = np.zeros(events, np.int64)
+        self.ids: list[tuple[list[str], NDArray[np.int64]]] = []  # ids with their events' numbers
+        self.accepted = self.labelled = self._seen = 0
+        self.first: int | None = 0 if settings.warm_after <= 0 else None
+        self.seconds = 0.0
+
+    def run(self, items: Iterable[Item], on_progress: Callable[[int], None] | None = None) -> None:
+        """Work all items off; `on_progress` hears how many are done."""
+        compile_kernels(self.task)
+        begin, busy, done = time.process_time(), 0.0, 0
+        for micro in cut(items, self.settings.batch, self.settings.within_ms):
+            busy += self._round(micro)
+            done += len(micro.events) + len(micro.labels)
+            if on_progress is not None:
+                on_progress(done)
+        self.seconds = time.process_time() - begin - busy
+
+    def _round(self, micro: MicroBatch) -> float:
+        """One micro-batch; the seconds that the policies took."""
+        before = sum(lane.seconds for lane in self.lanes)
+        rows = self.path.features(micro.events)  # 1
+        self._seen += len(micro.events)
+        if len(rows):
+            self._note(rows)
+            for lane in self.lanes:
+                lane.score(rows)
+        labelled = self.path.labelled(rows, micro.labels)  # 2
+        if labelled is not None:
+            self.labels[labelled.rows.offset] = labelled.label
+            batch, warm = labelled.batch(), self.first is None
+            for lane in self.lanes:
+                lane.learn(labelled, batch, micro.time_ms, warm=warm)  # 3, 4
+            self.labelled += len(labelled)
+            if warm and self.labelled >= self.settings.warm_after:
+                self.first = self._seen
+        return sum(lane.seconds for lane in self.lanes) - before
+
+    def _note(self, rows: Rows) -> None:
+        self.accepted += len(rows)
+        self.times_ms[rows.offset] = rows.event_ms
+        if self.settings.keep_rows:
+            self.ids.append((rows.ids, rows.offset))
+
+    def evaluated(self) -> NDArray[np.int64]:
+        """Numbers int64 [n] of the events that count: after the warm-up, and with a label."""
+        labelled = np.flatnonzero(np.isfinite(self.labels))
+        return labelled[labelled >= (self.events if self.first is None else self.first)]
+
+    def metrics(self, lane: Lane, events: NDArray[np.int64] | None = None) -> dict[str, float]:
+        """`learners.prequential.metrics` of what a policy served for `events`, by default all that count."""
+        at = self.evaluated() if events is None else events
+        return metrics(self.labels[at], lane.scores[at])

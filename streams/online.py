@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class OnlineWriter:
     """Collects feature rows of all partitions of a worker and writes them together every `every_s` seconds.
 
-    Feast is behind the stream, never in its way: a failed write is logged, counted and tried again with newer rows.
+    Feast is behind the stream, never in its way: what fails is logged, counted and tried again with newer rows.
     How far behind it is, the metric `online_staleness_ms` says, also while writes fail. `clock` gives milliseconds.
     """
 
@@ -47,10 +47,22 @@ class OnlineWriter:
 
     async def run(self) -> None:
         """Register the task's features with Feast, then flush for ever; a Faust task of the worker."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._writer.apply)
+        while not await self._registered():
+            await asyncio.sleep(self._every_s * _REGISTER_AGAIN)
+            for entity, parts in self._rows.items():
+                self._rows[entity] = parts[-_KEPT_AFTER_FAILURE:]
         while True:
             await asyncio.sleep(self._every_s)
             await self.flush()
+
+    async def _registered(self) -> bool:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._writer.apply)
+        except Exception as error:  # a full disk, or Feast's own: serving goes on without it
+            log.warning("cannot register the features with Feast, trying again: %s", error)
+            self._metrics.count("online_failed_total")
+            return False
+        return True
 
     async def flush(self) -> None:
         """Write everything that was added so far."""
@@ -79,3 +91,4 @@ class OnlineWriter:
 
 
 _KEPT_AFTER_FAILURE = 1000
+_REGISTER_AGAIN = 10  # times `every_s`

@@ -100,3 +100,32 @@ def test_entities_without_features_do_not_wait(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert metrics.snapshot() == {}
+
+
+def test_features_that_cannot_be_registered_are_tried_again(tmp_path: Path) -> None:
+    metrics, clock = Metrics(), Clock()
+    store, in_the_way = Store(tmp_path, clock), tmp_path / "feast"
+    in_the_way.write_text("")
+    width = len(TRIPS.views["zone"].columns)
+
+    async def until(name: str) -> None:
+        for _ in range(3_000):
+            if name in metrics.snapshot():
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail(f"{name} was not counted")
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            online = OnlineWriter(store, executor, metrics, every_s=0.01, clock=clock)
+            online.add("zone", np.array([3]), folded([3], width))
+            running = asyncio.create_task(online.run())
+            await until("online_failed_total")
+            in_the_way.unlink()
+            await until("online_rows_total")
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+    assert next(iter(store.read("zone", np.array([3])).values())) == [1.0]
+    store.close()

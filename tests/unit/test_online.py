@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from featurestore.repository import FeatureWriter
 from infra.errors import UserError

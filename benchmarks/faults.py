@@ -9,6 +9,7 @@ through both stages. A fault is "alone" when no other came before it was over.
 """
 
 import random
+import shutil
 import sys
 import threading
 import time
@@ -236,7 +237,7 @@ def main() -> None:
     made.add_argument("--seed", type=int, default=1, help="of the faults and their order (default: 1)")
     made.add_argument("--rate", type=float, default=300.0, help="events a second (default: 300)")
     made.add_argument("--order", choices=("arrival", "event_time"), default="arrival", help="serving.order")
-    made.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the workers' logs there")
+    made.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
     args = made.parse_args()
     finish(lambda: measure(args), args.json)
 
@@ -258,6 +259,7 @@ def measure(args: Namespace) -> Mapping[str, float]:
             soak.close()
             if args.logs:
                 soak.fleet.keep_logs(args.logs)
+                shutil.copy(broker.log_path, args.logs)
     return report(soak, wrong)
 
 

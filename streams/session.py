@@ -123,7 +123,7 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
     try:
         watch.catch_up()
         thread.start()
-        finish = _Finish(feeding, watch, lambda: _all_read(cluster))
+        finish = _Finish(feeding, watch, lambda: _all_read(cluster), lambda: _all_joined(cluster))
         while not finish.reached(time.monotonic()):
             watch.poll(_POLL_S)
             cluster.poll()
@@ -147,11 +147,28 @@ def _all_read(cluster: Cluster) -> bool:
     return all(done.get(partition, 0) >= end for partition, end in end_offsets(kafka, topic).items())
 
 
-class _Finish:
-    """Decides when a run is over: all answered, then no new evaluation for a while, with limits on both."""
+def _all_joined(cluster: Cluster) -> bool:
+    """Whether join has taken every label and, but for the marks that end a transaction, every example."""
+    kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
+    group, marks = f"driftline-{cluster.task.name}-join", 2 * cluster.settings.partitions
+    for topic, left in ((topics.labels, 0), (topics.examples, marks)):
+        done = committed_offsets(kafka, group, topic)
+        if any(end - done.get(partition, 0) > left for partition, end in end_offsets(kafka, topic).items()):
+            return False
+    return True
 
-    def __init__(self, feeding: Feeding, watch: Watch, all_read: Callable[[], bool]) -> None:
-        self._feeding, self._watch, self._all_read = feeding, watch, all_read
+
+class _Finish:
+    """Decides when a run is over: all answered and joined, then no new evaluation for a while, with limits on both."""
+
+    def __init__(
+        self,
+        feeding: Feeding,
+        watch: Watch,
+        all_read: Callable[[], bool],
+        all_joined: Callable[[], bool],
+    ) -> None:
+        self._feeding, self._watch, self._all_read, self._all_joined = feeding, watch, all_read, all_joined
         self._seen, self._moved_at = -1, 0.0
         self._predicted_at: float | None = None
         self._evaluations, self._quiet_since = 0, 0.0
@@ -166,7 +183,14 @@ class _Finish:
         evaluations = len(self._watch.metrics.get("served", ()))
         if evaluations != self._evaluations:
             self._evaluations, self._quiet_since = evaluations, now
-        return now - self._quiet_since > _QUIET_S or now - self._predicted_at > LEARN_S
+        if now - self._predicted_at > LEARN_S:
+            return True
+        if now - self._quiet_since <= _QUIET_S:
+            return False
+        if not self._all_joined():  # a busy machine: the learner has not heard of everything yet
+            self._quiet_since = now
+            return False
+        return True
 
     def _all_answered(self, now: float) -> bool:
         """An answer for every event, or silence: duplicates are never answered, so this must end without them too."""

@@ -1,13 +1,12 @@
 """The command `driftline backtest`: its arguments, and nothing else. It loads what it needs when it runs."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from infra.settings import Settings
+from streams.running import settings_here
 from streams.task import load_task
 
 
@@ -66,6 +65,4 @@ def backtest(
     for note in () if as_json else notes:
         console.print(f"  note: {note}")
     options = Options(policy or (), warmup, batch, within, refresh, every, passes, out, predictions)
-    run_backtest(
-        loaded, source, name, Settings.from_env(os.environ).secret, options, as_json=as_json, console=console
-    )
+    run_backtest(loaded, source, name, settings_here().secret, options, as_json=as_json, console=console)

@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.settings import Settings, load_secret
 from streams import look
 from streams.backtest_cli import backtest
+from streams.look import TaskOption
 from streams.running import connected, settings_here
 from streams.task import Task, built_in_tasks, load_task
 
@@ -29,7 +30,6 @@ app.add_typer(look.drift, name="drift")
 app.add_typer(look.predictions, name="predictions")
 console = Console(highlight=False, soft_wrap=True)
 
-TaskOption = Annotated[str, typer.Option("--task", "-t", help="A built-in task or the path of a task file.")]
 KafkaOption = Annotated[
     str, typer.Option("--kafka", help="host:port of an existing Kafka; default: embedded.")
 ]

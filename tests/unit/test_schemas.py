@@ -22,9 +22,9 @@ from learners.prequential import MetricRow, metrics
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
 from streams import archive as archiving
+from streams.announce import Announcer
 from streams.dead_letters import LONGEST_VALUE, add_dead_letters
 from streams.events import Broken, EventDecoder, LabelDecoder
-from streams.learn import Learner
 from streams.serve import Prediction, Source
 from streams.task import TopicNames, load_task
 from streams.topics import Topics
@@ -78,31 +78,18 @@ class Sent:
     def __init__(self) -> None:
         self.records: list[tuple[str, bytes, bytes]] = []
 
-    def send(self, topic: str, *, value: bytes, key: bytes) -> None:
+    def send(self, topic: str, value: bytes, key: bytes) -> None:
         self.records.append((topic, value, key))
-
-
-class UnconnectedLearner(Learner):
-    """A learner's own code without Kafka and without files."""
-
-    def __init__(self, sent: Sent) -> None:
-        self._task, self._topics, self._producer = CLICKS, Topics.of(CLICKS), sent
-        self._encode = msgspec.json.Encoder().encode
-        self._freeze_at_ms = None
-        self._arena = self._new_arena()
-        self._psi, self._event_ms = {"column": 1.0}, 5
-
-    def say_everything(self) -> None:
-        """One record to each of the learner's topics."""
-        self._handle([ALERT, DECISION, METRIC])
-        self._tell_feature_drift()
 
 
 @cache
 def sent_by_learner() -> dict[str, dict[str, Any]]:
     """Topic -> the record that the learner sends there."""
     sent = Sent()
-    UnconnectedLearner(sent).say_everything()
+    announcer = Announcer(CLICKS, sent)
+    for event in (ALERT, DECISION, METRIC):
+        announcer.tell(event)
+    announcer.tell_feature_drift({"column": 1.0}, 5)
     assert {key for _, _, key in sent.records} == {b"clicks"}
     return {topic.removeprefix("clicks."): json.loads(value) for topic, value, _ in sent.records}
 

@@ -1,0 +1,61 @@
+"""What the learner tells people: alerts, decisions, metrics and feature drift, as JSON on their topics.
+
+The fields are those of docs/schemas.md: times of the stream end in _time, times of the clock in _at.
+"""
+
+import logging
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import msgspec
+
+from infra.clock import now_ms
+from learners.arena import Decision, MetricRow
+from learners.drift import Alert
+from streams.task import Task
+from streams.topics import Topics
+
+log = logging.getLogger(__name__)
+
+_NAMES = {"since_ms": "since_time", "event_ms": "event_time", "created_ms": "created_at"}
+
+
+class Sender(Protocol):
+    """Whatever takes a record for a topic without waiting, such as kafka-python's producer."""
+
+    def send(self, topic: str, value: bytes, key: bytes) -> Any:
+        """Sends it some time soon."""
+
+
+class Announcer:
+    """Sends what comes of a step, each kind to its topic."""
+
+    def __init__(self, task: Task, sender: Sender) -> None:
+        self._task, self._topics, self._sender = task, Topics.of(task), sender
+        self._encode = msgspec.json.Encoder().encode
+        self._psi: dict[str, float] = {}
+
+    def tell(self, event: Alert | Decision | MetricRow) -> None:
+        """Send one event of the arena."""
+        if isinstance(event, Alert):
+            log.info("alert: %s", event.message)
+            self._send(self._topics.drift_alerts, event)
+        elif isinstance(event, Decision):
+            log.info("%s %s: %s", event.action, event.lineage, event.reason)
+            self._send(self._topics.audit, event)
+        else:
+            self._send(self._topics.metrics, event)
+
+    def tell_feature_drift(self, psi: dict[str, float], event_ms: int) -> None:
+        """Send how far each column has moved, whenever a new window was compared."""
+        if psi == self._psi:
+            return
+        self._psi = psi
+        times = {"event_time": event_ms, "created_at": now_ms()}
+        value = self._encode({"task": self._task.name, **times, "psi": psi})
+        self._sender.send(self._topics.feature_drift, value=value, key=self._task.name.encode())
+
+    def _send(self, topic: str, event: Alert | Decision | MetricRow) -> None:
+        record = {_NAMES.get(name, name): value for name, value in asdict(event).items()}
+        record = {"task": self._task.name, "created_at": now_ms()} | record
+        self._sender.send(topic, value=self._encode(record), key=self._task.name.encode())

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 
+_ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
+_NONE = np.zeros(0, np.bool_)  # stands for no corrections
+
 # The families whose weights move along a gradient, and those that count, remember or split instead.
 GRADIENT_FAMILIES = ("dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm")
 COUNTING_FAMILIES = ("naive_bayes", "knn", "hoeffding_tree", "adaptive_random_forest")
@@ -90,6 +93,9 @@ class Batch:
     Shapes: `event_ids` n strings, `event_ms` and `known_ms` int64 [n] (milliseconds UTC; `known_ms`:
     when the label became known), `numbers` float32 [n, N], `categories` int64 [n, C], `served` float32 [n]
     (the served probability, NaN where none was), `label` float32 [n] (0 or 1). Columns are in schema order.
+    `weight` float32 [n], finite and above 0: how many rows each counts for in learning; 1 each if not given.
+    `corrects` bool [n]: the row was here before with the value for a missing label, and comes again because its
+    label came late after all. It is learned, and not measured, tested or watched a second time.
     """
 
     event_ids: list[str]
@@ -99,10 +105,16 @@ class Batch:
     categories: NDArray[np.int64]
     served: NDArray[np.float32]
     label: NDArray[np.float32]
+    weight: NDArray[np.float32] = field(default_factory=lambda: _ALIKE)
+    corrects: NDArray[np.bool_] = field(default_factory=lambda: _NONE)
 
     def __post_init__(self) -> None:
         n = len(self.event_ids)
-        columns = (self.event_ms, self.known_ms, self.numbers, self.categories, self.served, self.label)
+        if self.weight is _ALIKE:
+            object.__setattr__(self, "weight", np.ones(n, np.float32))
+        if self.corrects is _NONE:
+            object.__setattr__(self, "corrects", np.zeros(n, np.bool_))
+        columns = [getattr(self, name) for name in BATCH_ARRAYS]
         if any(len(column) != n for column in columns) or self.numbers.ndim != 2 or self.categories.ndim != 2:
             shapes = [column.shape for column in columns]
             raise ValueError(f"a batch of {n} ids has columns of shapes {shapes}")
@@ -113,43 +125,22 @@ class Batch:
     def slice(self, start: int, stop: int) -> "Batch":
         """Rows `start` to `stop` (a view: no copy of the arrays)."""
         part = np.s_[start:stop]
-        return Batch(
-            self.event_ids[part],
-            self.event_ms[part],
-            self.known_ms[part],
-            self.numbers[part],
-            self.categories[part],
-            self.served[part],
-            self.label[part],
-        )
+        return Batch(self.event_ids[part], *(getattr(self, name)[part] for name in BATCH_ARRAYS))
 
     def take(self, rows: NDArray[Any]) -> "Batch":
         """The rows of a boolean mask [n] or an index array, in that order (a copy)."""
         index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return Batch(
-            [self.event_ids[row] for row in index],
-            self.event_ms[index],
-            self.known_ms[index],
-            self.numbers[index],
-            self.categories[index],
-            self.served[index],
-            self.label[index],
-        )
+        ids = [self.event_ids[row] for row in index]
+        return Batch(ids, *(getattr(self, name)[index] for name in BATCH_ARRAYS))
 
     @classmethod
     def concat(cls, batches: Sequence["Batch"]) -> "Batch":
         """One batch of all rows in order, of at least one batch (an empty list has no column count)."""
         if len(batches) == 1:
             return batches[0]
-        return cls(
-            [event_id for batch in batches for event_id in batch.event_ids],
-            np.concatenate([batch.event_ms for batch in batches]),
-            np.concatenate([batch.known_ms for batch in batches]),
-            np.concatenate([batch.numbers for batch in batches]),
-            np.concatenate([batch.categories for batch in batches]),
-            np.concatenate([batch.served for batch in batches]),
-            np.concatenate([batch.label for batch in batches]),
-        )
+        ids = [event_id for batch in batches for event_id in batch.event_ids]
+        columns = (np.concatenate([getattr(batch, name) for batch in batches]) for name in BATCH_ARRAYS)
+        return cls(ids, *columns)
 
     @classmethod
     def empty(cls, schema: Schema) -> "Batch":
@@ -163,6 +154,12 @@ class Batch:
             np.zeros(0, np.float32),
             np.zeros(0, np.float32),
         )
+
+
+BATCH_ARRAYS = (
+    "event_ms", "known_ms", "numbers", "categories", "served", "label", "weight", "corrects",
+)  # fmt: skip
+"""The arrays of a `Batch`, all of length n, in the order of its fields."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import Batch
+from learners.batch import BATCH_ARRAYS, Batch
 from learners.packing import Arrays
-
-COLUMNS = ("event_ms", "known_ms", "numbers", "categories", "served", "label")
 
 
 class Buffer:
@@ -38,7 +36,7 @@ class Buffer:
         if not self._batches:
             return {}
         whole = Batch.concat(self._batches)
-        columns = {name: getattr(whole, name) for name in COLUMNS}
+        columns = {name: getattr(whole, name) for name in BATCH_ARRAYS}
         return columns | {"sizes": np.array([len(batch) for batch in self._batches], np.int64)}
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -47,7 +45,7 @@ class Buffer:
         if not state:
             return
         sizes = state["sizes"].tolist()
-        whole = Batch([""] * sum(sizes), **{name: state[name] for name in COLUMNS})
+        whole = Batch([""] * sum(sizes), **{name: state[name] for name in BATCH_ARRAYS})
         start = 0
         for size in sizes:
             self._batches.append(whole.slice(start, start + size))

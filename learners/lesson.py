@@ -28,17 +28,20 @@ class GradientLesson:
         """Rows of the next step."""
         return self.schedule.batch_size
 
-    def step(self, numbers: Tensor, index: Tensor, label: Tensor) -> Tensor | None:
-        """Learn raw numbers [n, N], table rows [n, C] and labels [n]; the table rows that were touched.
+    def step(
+        self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> Tensor | None:
+        """Learn raw numbers [n, N], table rows [n, C], labels [n] and their weights [n] (None: all 1).
 
-        None if the loss, the gradient or a new weight is not finite: the step is rejected.
+        The table rows that were touched; None if the loss, the gradient or a new weight is not finite: the step is
+        rejected.
         """
-        former = self.model.observe(numbers, label)
+        former = self.model.observe(numbers, label, weight)
         found: tuple[Tensor, Tensor] = torch.unique(index, return_inverse=True)
         unique, inverse = found
         # index_select takes a third of the time of table[unique].
         rows = self.model.table.index_select(0, unique).requires_grad_()
-        loss = self.model.objective(numbers, functional.embedding(inverse, rows), label)
+        loss = self.model.objective(numbers, functional.embedding(inverse, rows), label, weight)
         gradients = torch.autograd.grad(loss, (*self.model.parameters(), rows))
         proposal = self.optimiser.propose(loss, gradients, unique, rows, self.schedule.share)
         if not proposal.finite:
@@ -92,12 +95,15 @@ class CountingLesson:
         self.model = model
         self.batch_size = config.batch_size
 
-    def step(self, numbers: Tensor, index: Tensor, label: Tensor) -> Tensor | None:
-        """Learn raw numbers [n, N], table rows [n, C] and labels [n]; the table rows that were touched.
+    def step(
+        self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> Tensor | None:
+        """Learn raw numbers [n, N], table rows [n, C], labels [n] and their weights [n] (None: all 1).
 
-        None if a label is neither 0 nor 1: the step is rejected.
+        The table rows that were touched; None if a label is neither 0 nor 1 or a weight not above 0: the step is
+        rejected.
         """
-        return self.model.learn(numbers, index, label)
+        return self.model.learn(numbers, index, label, weight)
 
     def rewarm(self) -> None:
         """Nothing: counts have no rate."""

@@ -1,5 +1,8 @@
 """What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n].
 
+Each row counts with its weight [n], or all alike without: the mean is over rows, not over weights, so that a row of
+weight 2 moves the model as two rows of one step would.
+
 A score is the sigmoid of the logit whatever the loss. Only `bce` without a class weight makes it a calibrated
 probability: the others shift it (`focal` towards the middle, a class weight towards that class).
 """
@@ -14,6 +17,7 @@ from torch.nn import functional
 from learners.batch import MARGIN_FAMILIES, ModelConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+MeanLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 HUBER_DELTA = 0.25  # on the scale of a probability: errors above count linearly
 SMALLEST_BASE = 1e-6  # (1 - p)^gamma has an infinite slope at 0 where gamma is below 1
@@ -50,7 +54,7 @@ def huber(logits: Tensor, label: Tensor) -> Tensor:
     return functional.huber_loss(torch.sigmoid(logits), label, reduction="none", delta=HUBER_DELTA)
 
 
-def loss_of(config: ModelConfig) -> Loss:
+def loss_of(config: ModelConfig) -> MeanLoss:
     """The mean loss that the settings ask for, positive rows counting `positive_weight` times."""
     name = config.loss
     if name == "auto":
@@ -68,5 +72,12 @@ def loss_of(config: ModelConfig) -> Loss:
     return partial(_weighted_mean, each[name], config.positive_weight)
 
 
-def _weighted_mean(loss: Loss, weight: float, logits: Tensor, label: Tensor) -> Tensor:
-    return (loss(logits, label) * (1.0 + (weight - 1.0) * label)).mean()
+def _weighted_mean(
+    loss: Loss, positive_weight: float, logits: Tensor, label: Tensor, weight: Tensor | None
+) -> Tensor:
+    return mean(loss(logits, label) * (1.0 + (positive_weight - 1.0) * label), weight)
+
+
+def mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of losses [n], each counted with its weight [n] if there are any."""
+    return (losses if weight is None else losses * weight).mean()

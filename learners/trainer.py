@@ -87,14 +87,17 @@ class Trainer:
         numbers = tensor(batch.numbers, self.device)
         index = self.model.index(tensor(batch.categories, self.device))
         label = tensor(batch.label, self.device)
+        weight, alike = tensor(batch.weight, self.device), batch.weight == 1.0
         start = 0
         while start < len(batch):
             part = slice(start, start + self.lesson.batch_size)
-            self._step(numbers[part], index[part], label[part])
+            # None is not only faster: a sum with weights that are all 1 may differ from a plain one in the last bit.
+            weighted = None if alike[part].all() else weight[part]
+            self._step(numbers[part], index[part], label[part], weighted)
             start = part.stop
 
-    def _step(self, numbers: Tensor, index: Tensor, label: Tensor) -> None:
-        touched = self.lesson.step(numbers, index, label)
+    def _step(self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None) -> None:
+        touched = self.lesson.step(numbers, index, label, weight)
         if touched is None:
             self.dropped += 1
             return

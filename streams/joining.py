@@ -299,6 +299,8 @@ class _Pool:
             np.array([d.label for d in decided], np.float32),
             np.array([d.known_ms for d in decided], np.int64),
             np.array([d.default for d in decided], np.bool_),
+            np.ones(len(decided), np.float32),
+            np.zeros(len(decided), np.bool_),
         )
 
     def free(self, slots: Sequence[int]) -> None:

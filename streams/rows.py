@@ -135,7 +135,7 @@ class Labelled:
     """Rows with their label: the learner's only input. `default` marks labels that are the task's missing value.
 
     Shapes: `label` float32 [n] (0 or 1), `known_ms` int64 [n], `default` bool [n], `served` float32 [n] (the score that
-    was served), `version` n strings.
+    was served), `version` n strings; `weight` float32 [n] and `corrects` bool [n] as in `Batch`.
     """
 
     rows: Rows
@@ -144,6 +144,8 @@ class Labelled:
     label: NDArray[np.float32]
     known_ms: NDArray[np.int64]
     default: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+    corrects: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,32 +153,22 @@ class Labelled:
     @property
     def nbytes(self) -> int:
         """About how many bytes the rows take as a record."""
-        return self.rows.nbytes + _text_bytes(self.version) + 20 * len(self)
+        return self.rows.nbytes + _text_bytes(self.version) + 25 * len(self)
 
     def take(self, index: NDArray[Any]) -> "Labelled":
         """The rows of an index array, in that order."""
-        return Labelled(
-            self.rows.take(index),
-            self.served[index],
-            [self.version[i] for i in index.tolist()],
-            self.label[index],
-            self.known_ms[index],
-            self.default[index],
-        )
+        arrays = {name: getattr(self, name)[index] for name in LABELLED_ARRAYS}
+        version = [self.version[i] for i in index.tolist()]
+        return Labelled(self.rows.take(index), version=version, **arrays)
 
     @staticmethod
     def concat(parts: Sequence["Labelled"]) -> "Labelled":
         """All rows in order; at least one part is needed."""
         if len(parts) == 1:
             return parts[0]
-        return Labelled(
-            Rows.concat([part.rows for part in parts]),
-            np.concatenate([part.served for part in parts]),
-            [version for part in parts for version in part.version],
-            np.concatenate([part.label for part in parts]),
-            np.concatenate([part.known_ms for part in parts]),
-            np.concatenate([part.default for part in parts]),
-        )
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in LABELLED_ARRAYS}
+        version = [version for part in parts for version in part.version]
+        return Labelled(Rows.concat([part.rows for part in parts]), version=version, **arrays)
 
     def batch(self) -> Batch:
         """The learner's view of the same rows."""
@@ -189,7 +181,13 @@ class Labelled:
             rows.categories,
             self.served,
             self.label,
+            self.weight,
+            self.corrects,
         )
+
+
+LABELLED_ARRAYS = ("served", "label", "known_ms", "default", "weight", "corrects")
+"""The arrays of `Labelled` besides its rows, all of length n."""
 
 
 class _Batch(Protocol):

@@ -63,6 +63,8 @@ def encode_labelled(labelled: Labelled) -> bytes:
         "label": pa.array(labelled.label),
         "known_ms": pa.array(labelled.known_ms),
         "default": pa.array(labelled.default.view(np.uint8)),
+        "weight": pa.array(labelled.weight),
+        "corrects": pa.array(labelled.corrects.view(np.uint8)),
     }
     return _write(_row_columns(labelled.rows) | columns, labelled.rows.schema)
 
@@ -78,6 +80,8 @@ def decode_labelled(data: bytes | None, schema: str | None = None) -> Labelled:
             _numpy(batch, "label", np.float32),
             _numpy(batch, "known_ms", np.int64),
             _numpy(batch, "default", np.uint8).astype(np.bool_),
+            _numpy(batch, "weight", np.float32),
+            _numpy(batch, "corrects", np.uint8).astype(np.bool_),
         )
 
     return _decoded(data, schema, read)

@@ -94,17 +94,24 @@ class EventModel(nn.Module):
         return torch.nan_to_num_(scaled, nan=0.0).clamp_(-SCALED_LIMIT, SCALED_LIMIT)
 
     @torch.no_grad()
-    def observe(self, numbers: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def observe(
+        self, numbers: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Folds one micro-batch into the running statistics and returns the former ones, for `restore`.
 
-        The count is capped, so that old rows fade.
+        The count is capped, so that old rows fade. Weights [n] count for the base rate only: the numbers of a row
+        are what they are.
         """
         former = (self.mean, self.var, self.count, self.seen)
         value = compress(numbers)
         self.mean, self.var, total = merged(self.mean, self.var, self.count, value, torch.isfinite(value))
         self.count = torch.clamp_max(total, SCALER_ROWS)
-        positives = label.sum()
-        self.seen = self.counted(torch.stack((len(label) - positives, positives)))
+        if weight is None:
+            positives = label.sum()
+            fresh = torch.stack((len(label) - positives, positives))
+        else:
+            fresh = torch.stack((weight @ (1.0 - label), weight @ label))
+        self.seen = self.counted(fresh)
         return former
 
     def counted(self, fresh: Tensor) -> Tensor:
@@ -128,22 +135,32 @@ class EventModel(nn.Module):
 
 
 def merged(
-    mean: Tensor, var: Tensor, count: Tensor, value: Tensor, known: Tensor
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
+    value: Tensor,
+    known: Tensor,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and count [N] of what they stood for and of the `known` ones of `value` [n, N] together.
 
-    Source: Chan, Golub & LeVeque 1979.
+    Rows count with their `weight` [n], if there are any. Source: Chan, Golub & LeVeque 1979.
     """
     value = torch.where(known, value, 0.0)
-    fresh = known.sum(0, dtype=torch.float32)
-    share = torch.clamp_min(fresh, 1.0)
-    fresh_mean = value.sum(0) / share
-    fresh_var = torch.where(known, value - fresh_mean, 0.0).square_().sum(0) / share
+    if weight is None:
+        fresh = known.sum(0, dtype=torch.float32)
+        fresh_mean = value.sum(0) / torch.clamp_min(fresh, 1.0)
+        squares = torch.where(known, value - fresh_mean, 0.0).square_().sum(0)
+    else:
+        fresh = weight @ known.to(torch.float32)
+        fresh_mean = weight @ value / torch.where(fresh > 0.0, fresh, 1.0)
+        squares = weight @ torch.where(known, value - fresh_mean, 0.0).square_()
+    fresh_var = squares / torch.where(fresh > 0.0, fresh, 1.0)
     total = count + fresh
-    weight = fresh / torch.clamp_min(total, 1.0)
+    share = fresh / torch.where(total > 0.0, total, 1.0)
     gap = fresh_mean - mean
-    var = (1.0 - weight) * var + weight * fresh_var + weight * (1.0 - weight) * gap * gap
-    return mean + gap * weight, var, total
+    var = (1.0 - share) * var + share * fresh_var + share * (1.0 - share) * gap * gap
+    return mean + gap * share, var, total
 
 
 def tensor(array: NDArray[Any], device: torch.device) -> Tensor:

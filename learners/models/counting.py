@@ -44,8 +44,11 @@ class Counter(EventModel):
         """Probabilities [n] of raw numbers [n, N] and the log-odds [n, C] of the categories."""
         raise NotImplementedError
 
-    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor) -> None:
-        """Learn raw numbers [n, N], log-odds [n, C] and labels 0 or 1 [n], in this order."""
+    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor, weight: Tensor | None) -> None:
+        """Learn raw numbers [n, N], log-odds [n, C] and labels 0 or 1 [n], in this order.
+
+        Rows count with their weights [n]; None: all 1.
+        """
         raise NotImplementedError
 
     def memory(self) -> dict[str, Tensor]:
@@ -53,20 +56,26 @@ class Counter(EventModel):
         return {}
 
     @torch.no_grad()
-    def learn(self, numbers: Tensor, index: Tensor, label: Tensor) -> Tensor | None:
-        """Learn a step of raw numbers [n, N], table rows [n, C] and labels [n]; the table rows it touched.
+    def learn(
+        self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> Tensor | None:
+        """Learn a step of raw numbers [n, N], table rows [n, C], labels [n] and weights [n] (None: all 1).
 
-        None, and nothing has changed, if a label is neither 0 nor 1. A number is counted where it is finite.
+        The table rows it touched; None, and nothing has changed, if a label is neither 0 nor 1 or a weight not
+        above 0. A number is counted where it is finite.
         """
         if not bool(((label == 0) | (label == 1)).all()):
             return None
+        if weight is not None and not bool((torch.isfinite(weight) & (weight > 0.0)).all()):
+            return None
         encoded = self.encode(self.table[index])
-        self.observe(numbers, label)
-        self.fold(numbers, encoded, label)
+        self.observe(numbers, label, weight)
+        self.fold(numbers, encoded, label, weight)
         unique: tuple[Tensor, Tensor] = torch.unique(index, return_inverse=True)
         touched, inverse = unique
         fresh = torch.zeros(len(touched), 2)
         for column, share in enumerate((1.0 - label, label)):
+            share = share if weight is None else share * weight
             fresh[:, column].index_add_(0, inverse.flatten(), share.repeat_interleave(index.shape[1]))
         counts = self.table[touched] + fresh
         self.table[touched] = counts * (CATEGORY_ROWS / counts.sum(1, keepdim=True)).clamp_max_(1.0)
@@ -117,16 +126,15 @@ class NaiveBayes(Counter):
         own = {name: getattr(self, name) for name in ("class_mean", "class_var", "class_count")}
         return super().statistics() | own
 
-    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor) -> None:
+    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor, weight: Tensor | None) -> None:
         """See the base class."""
         value = compress(numbers)
         known = torch.isfinite(value)
         both = []
         for kind in (0, 1):
             mine = known & (label == kind)[:, None]
-            both.append(
-                merged(self.class_mean[kind], self.class_var[kind], self.class_count[kind], value, mine)
-            )
+            former = (self.class_mean[kind], self.class_var[kind], self.class_count[kind])
+            both.append(merged(*former, value, mine, weight))
         self.class_mean, self.class_var, count = (torch.stack(pair) for pair in zip(*both, strict=True))
         self.class_count = count.clamp_max(SCALER_ROWS)
 
@@ -156,8 +164,9 @@ class NaiveBayes(Counter):
 class Neighbours(Counter):
     """The `neighbours` nearest of the newest `window` rows vote, each alike, and the base rate has one vote.
 
-    Near is by Euclidean distance over scaled numbers and the categories' log-odds. `kept` [window, N + C + 1]
-    holds the rows, their label last, as a ring; `filled` [2] says how many there are and where the next goes.
+    A row has as many votes as its weight. Near is by Euclidean distance over scaled numbers and the categories'
+    log-odds. `kept` [window, N + C + 2] holds the rows, weight and label last, as a ring; `filled` [2] says how many
+    there are and where the next goes.
     """
 
     kept: Tensor
@@ -166,16 +175,17 @@ class Neighbours(Counter):
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed)
         columns = len(schema.numbers) + len(schema.categories)
-        self.register_buffer("kept", torch.zeros(config.window, columns + 1))
+        self.register_buffer("kept", torch.zeros(config.window, columns + 2))
         self.register_buffer("filled", torch.zeros(2))
 
     def statistics(self) -> dict[str, Tensor]:
         """See the base class."""
         return super().statistics() | {"kept": self.kept, "filled": self.filled}
 
-    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor) -> None:
+    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor, weight: Tensor | None) -> None:
         """See the base class."""
-        rows = torch.cat((self.scale(numbers), encoded, label[:, None]), 1)
+        votes = torch.ones_like(label) if weight is None else weight
+        rows = torch.cat((self.scale(numbers), encoded, votes[:, None], label[:, None]), 1)
         size, start = len(self.kept), int(self.filled[1])
         newest = rows[-size:]
         at = (start + len(rows) - len(newest) + torch.arange(len(newest))) % size
@@ -192,9 +202,10 @@ class Neighbours(Counter):
         kept = self.kept[:count]
         query = torch.cat((self.scale(numbers), encoded), 1)
         # Not by matrix products: those round a row differently in other company, and neighbours would change.
-        distance = torch.cdist(query, kept[:, :-1], compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(query, kept[:, :-2], compute_mode="donot_use_mm_for_euclid_dist")
         chosen = distance.topk(nearest, dim=1, largest=False, sorted=False).indices
-        return (kept[:, -1][chosen].sum(1) + self.base_rate()) / (nearest + 1.0)
+        votes, label = kept[:, -2][chosen], kept[:, -1][chosen]
+        return ((label * votes).sum(1) + self.base_rate()) / (votes.sum(1) + 1.0)
 
     def problem(self, tensors: dict[str, Tensor]) -> str | None:
         """See the base class."""
@@ -202,6 +213,9 @@ class Neighbours(Counter):
         size = len(self.kept)
         if not (0 <= count <= size and 0 <= start < size):
             return "filled does not fit the window"
-        if not bool(((tensors["kept"][:, -1] == 0) | (tensors["kept"][:, -1] == 1)).all()):
+        votes, label = tensors["kept"][:, -2], tensors["kept"][:, -1]
+        if not bool(((label == 0) | (label == 1)).all()):
             return "kept holds a label that is neither 0 nor 1"
+        if bool((votes < 0).any()):
+            return "kept holds a negative weight"
         return super().problem(tensors)

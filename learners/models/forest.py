@@ -70,14 +70,15 @@ class HoeffdingTree(Counter):
         """See the base class."""
         return self._memory | ({"observers": self.observers} if self.adaptive else {})
 
-    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor) -> None:
+    def fold(self, numbers: Tensor, encoded: Tensor, label: Tensor, weight: Tensor | None) -> None:
         """See the base class."""
         learned, config, grove = self._memory["learned"], self.config, self._grove()
         if not learned:  # not before: who only serves has no use for the compiled code
             for block in range(len(self.nodes)):
                 kernels.plant(grove, block, self.columns, self._seed)
+        votes = torch.ones_like(label) if weight is None else weight
         kernels.learn(
-            grove, self._features(numbers, encoded), label.numpy(), int(learned),
+            grove, self._features(numbers, encoded), label.numpy(), votes.numpy(), int(learned),
             self.adaptive, float(config.grace), config.split_confidence, self._seed,
         )  # fmt: skip
         learned += len(label)

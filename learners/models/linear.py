@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import ModelConfig, Schema
-from learners.losses import bce
+from learners.losses import bce, mean
 from learners.models.base import LARGEST_LOGIT
 from learners.models.net import Net, uniform_cells
 
@@ -52,11 +52,11 @@ class Margin(Net):
         """See the base class."""
         return self.calibrated(self.margins(numbers, rows))
 
-    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor) -> Tensor:
+    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
         """The hinge loss of the margins, and the cross-entropy of the sigmoid over them as they are."""
         margins = self.margins(numbers, rows)
         fixed = margins.detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        return self.loss(margins, label) + bce(self.calibrated(fixed), label).mean()
+        return self.loss(margins, label, weight) + mean(bce(self.calibrated(fixed), label), weight)
 
 
 class LinearSVM(Margin):

@@ -60,9 +60,9 @@ class Net(EventModel):
         """Logits [n] without the base rate, of scaled numbers [n, N] and table rows [n, C, width]."""
         raise NotImplementedError
 
-    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor) -> Tensor:
-        """What a step makes smaller: the mean loss of rows [n], a scalar."""
-        return self.loss(self.logits(numbers, rows), label)
+    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What a step makes smaller: the mean loss of rows [n] with weights [n] (None: all 1), a scalar."""
+        return self.loss(self.logits(numbers, rows), label, weight)
 
 
 class Linear(nn.Module):

@@ -353,24 +353,25 @@ def learn(
     grove: Grove,
     rows: NDArray[np.float32],
     label: NDArray[np.float32],
+    votes: NDArray[np.float32],
     before: int,
     adaptive: bool,
     grace: float,
     confidence: float,
     seed: int,
 ) -> None:
-    """All trees learn rows [n, F] with labels [n] in order; `before` rows were learned so far.
+    """All trees learn rows [n, F] with labels and weights [n] in order; `before` rows were learned so far.
 
-    An `adaptive` grove is a forest: rows have random weights, trees are watched and replaced. In a single tree
+    An `adaptive` grove is a forest: rows have random weights on top, trees are watched and replaced. In a single tree
     the leaves compare their two ways to guess.
     """
     for at in range(rows.shape[0]):
         row, positive = rows[at], int(label[at])
         for tree in range(grove.blocks.shape[0]):
-            weight = 1.0
+            weight = float(votes[at])
             if adaptive:
                 look_after(grove, tree, row, positive, seed)
-                weight = float(poisson(uniform(seed, before + at, tree)))
+                weight *= float(poisson(uniform(seed, before + at, tree)))
             if weight == 0.0:
                 continue
             grow(grove, grove.blocks[tree, 0], row, positive, weight, not adaptive, grace, confidence, seed)

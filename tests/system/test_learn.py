@@ -50,7 +50,8 @@ def labelled_batches(task: Task) -> Iterator[Labelled]:
         )
         label = (numbers[:, 0] + rng.normal(size=BATCH) > 0.5).astype(np.float32)
         served = np.full(BATCH, 0.3, np.float32)
-        yield Labelled(rows, served, ["L1.0"] * BATCH, label, times + 500, np.zeros(BATCH, np.bool_))
+        no = np.zeros(BATCH, np.bool_)
+        yield Labelled(rows, served, ["L1.0"] * BATCH, label, times + 500, no, np.ones(BATCH, np.float32), no)
 
 
 @pytest.fixture

@@ -80,6 +80,20 @@ def test_it_says_the_base_rate_when_the_label_is_noise(family):
 
 
 @every_family
+def test_weights_undo_a_sampling(family):
+    """Noise with three positives in ten, of which a third was kept: without weights the rate would be 0.125."""
+    random = np.random.default_rng(1)
+    label = (random.random(6000) < 0.3).astype(np.float32)
+    weight = np.where(label == 1.0, 3.0, 1.0).astype(np.float32)
+    batch = replace(rows(6000), label=label, weight=weight)
+    plain, weighted = (small(family, learning_rate=0.001) for _ in range(2))
+    for trainer, kept in ((plain, replace(batch, weight=np.ones_like(weight))), (weighted, batch)):
+        trainer.train(kept.take((label == 0.0) | (random.random(6000) < 1 / 3)))
+    assert 0.04 < scores_of(plain).mean() < 0.19
+    assert 0.24 < scores_of(weighted).mean() < 0.38
+
+
+@every_family
 def test_strange_rows_are_learned_and_scored(family):
     trainer, batch = small(family), rows(400)
     batch.numbers[::5] = np.nan
@@ -226,10 +240,12 @@ def test_a_clone_keeps_the_scores_learns_on_and_leaves_its_parent_alone(family):
 
 
 @every_family
-def test_a_rejected_step_leaves_no_trace(family):
+@pytest.mark.parametrize("poisoned", ["label", "weight"])
+def test_a_rejected_step_leaves_no_trace(family, poisoned):
     trainer, clean = small(family), small(family)
     batch = rows(96)
-    batch.label[40] = np.nan  # in the second of three steps
+    column = batch.label if poisoned == "label" else batch.weight
+    column[40] = np.nan  # in the second of three steps
     trainer.train(batch)
     clean.train(batch.slice(0, 32))
     clean.train(batch.slice(64, 96))

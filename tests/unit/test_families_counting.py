@@ -76,7 +76,7 @@ def test_the_neighbours_are_the_nearest_of_the_window():
     order = np.roll(np.arange(120), -(500 % 120))  # the ring, oldest first
     np.testing.assert_array_equal(kept[order, -1], label[-120:])
     scaled = trainer.model.scale(torch.from_numpy(query)).numpy()
-    distance = ((scaled[:, None] - kept[None, :, :-1]) ** 2).sum(2)
+    distance = ((scaled[:, None] - kept[None, :, :-2]) ** 2).sum(2)
     votes = kept[:, -1][np.argsort(distance, 1)[:, :7]].sum(1)
     base = float(trainer.model.base_rate())
     np.testing.assert_allclose(score(trainer, query), (votes + base) / 8, rtol=1e-5)

@@ -12,12 +12,14 @@ from tests.learner_rows import auc, rows, trainer_of
 LOGITS = torch.tensor([-3.0, -0.5, 0.0, 0.4, 2.0, 7.0])
 LABEL = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
 P = torch.sigmoid(LOGITS)
+WEIGHT = torch.tensor([1.0, 0.5, 2.0, 1.5, 1.0, 0.1])
 TRUE = torch.where(LABEL == 1, P, 1 - P)  # probability of what happened
 
 
-def value(name: str, **settings: object) -> torch.Tensor:
+def value(name: str, *, weighted: bool = False, **settings: object) -> torch.Tensor:
     family = "svm" if name == "hinge" else "dcn"
-    return loss_of(ModelConfig.from_dict({"family": family, "loss": name} | settings))(LOGITS, LABEL)
+    loss = loss_of(ModelConfig.from_dict({"family": family, "loss": name} | settings))
+    return loss(LOGITS, LABEL, WEIGHT if weighted else None)
 
 
 def test_every_loss_is_its_formula():
@@ -36,6 +38,8 @@ def test_every_loss_is_its_formula():
         torch.testing.assert_close(value(name), each.mean(), rtol=1e-4, atol=1e-6)
         weighted = (each * torch.where(LABEL == 1, 3.0, 1.0)).mean()
         torch.testing.assert_close(value(name, positive_weight=3.0), weighted, rtol=1e-4, atol=1e-6)
+        of_rows = (each * WEIGHT).mean()
+        torch.testing.assert_close(value(name, weighted=True), of_rows, rtol=1e-4, atol=1e-6)
 
 
 def test_auto_is_cross_entropy_or_hinge():
@@ -48,7 +52,7 @@ def test_focal_without_focus_is_cross_entropy_and_its_slope_is_finite_everywhere
     for gamma in (0.5, 2.0):
         logits = torch.tensor([-90.0, 0.0, 90.0], requires_grad=True)
         config = ModelConfig(loss="focal", focal_gamma=gamma)
-        loss_of(config)(logits, torch.tensor([0.0, 1.0, 1.0])).backward()
+        loss_of(config)(logits, torch.tensor([0.0, 1.0, 1.0]), None).backward()
         assert logits.grad is not None
         assert torch.isfinite(logits.grad).all()
 

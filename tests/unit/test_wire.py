@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams import wire
-from streams.rows import ROW_ARRAYS, Feedback, Labelled, Labels, Rows, cuts
+from streams.rows import LABELLED_ARRAYS, ROW_ARRAYS, Feedback, Labelled, Labels, Rows, cuts
 from streams.task import Task, load_task
 from streams.wire import Damaged
 from tests.stream_records import task
@@ -46,7 +46,8 @@ def labelled_of(made: Task, n: int, seed: int = 0) -> Labelled:
     score = random.random(n).astype(np.float32)
     versions = [f"L1.{i}" for i in range(n)]
     known = random.integers(0, 2**50, n)
-    return Labelled(rows_of(made, n, seed), score, versions, np.round(score), known, score > 0.5)
+    rows = rows_of(made, n, seed)
+    return Labelled(rows, score, versions, np.round(score), known, score > 0.5, score + 0.5, score > 0.7)
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,7 +63,7 @@ def test_rows_come_back_bit_for_bit(made: Task, n: int, seed: int) -> None:
     found = wire.decode_labelled(wire.encode_labelled(labelled))
     assert same(found.rows, labelled.rows)
     assert found.version == labelled.version
-    for name in ("served", "label", "known_ms", "default"):
+    for name in LABELLED_ARRAYS:
         np.testing.assert_array_equal(getattr(found, name), getattr(labelled, name))
 
 
@@ -143,7 +144,9 @@ def test_take_and_concat() -> None:
     assert same(again.rows, whole.rows)
     assert again.version == whole.version
     batch = whole.batch()
-    assert (batch.event_ids, batch.label.tolist()) == (whole.rows.ids, whole.label.tolist())
+    assert batch.event_ids == whole.rows.ids
+    for name in ("label", "weight", "corrects"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
 
 
 @given(st.lists(INTS, min_size=1, max_size=20), st.integers(1, 16))

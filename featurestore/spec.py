@@ -50,6 +50,8 @@ class SpecError(ValueError):
 class Feature:
     """One column. `value` is the number field that it reads, or `category` the category; mostly one or none.
 
+    For `last`, `value` may be a category too: a number stands for it, which the caller makes.
+
     `window_ms` is the half-life of a `decayed` mean, and 0 for `time_since_last` and `last`. `place` is 1 for the
     newest of the `last` values, 2 for the one before, and 0 for all other features.
     """
@@ -82,7 +84,7 @@ class View:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """The number fields the features read, each once, in the order of first use."""
+        """The fields the features read as numbers, each once, in the order of first use."""
         return tuple(dict.fromkeys(f.value for f in self.features if f.value is not None))
 
     @property
@@ -141,7 +143,8 @@ def parse_views(
 ) -> dict[str, View]:
     """One View for every entity that has features, in the order of `entities`.
 
-    `raw` is the parsed `[[features]]` list; `category_fields` are the categories that `distinct` may count.
+    `raw` is the parsed `[[features]]` list; `category_fields` are the categories that `distinct` may count and `last`
+    keep.
     Tables of the same entity are put together, in their order.
     Raises SpecError at the first key that is unknown, of the wrong type or impossible.
     """
@@ -215,9 +218,11 @@ def _recent(
     if last is not None and (type(last) is not int or not 1 <= last <= MOST_LAST):
         fix = "say how many values to keep, for example last = 5"
         raise SpecError(f"last must be a whole number from 1 to {MOST_LAST}", (*path, "last"), fix)
-    if (halves or last) and value not in known.numbers:
-        key = "decay" if halves else "last"
-        raise SpecError(f"{key} needs a number field as value", (*path, key), _NUMBER)
+    if halves and value not in known.numbers:
+        raise SpecError("decay needs a number field as value", (*path, "decay"), _NUMBER)
+    if last and value is None:
+        said = "last needs a number field or a category as value"
+        raise SpecError(said, (*path, "last"), 'add value = "<a field>"')
     decayed = [Feature(f"{entity}_{value}_decayed_{text}", "decayed", value, ms) for text, ms in halves]
     places = range(1, (last or 0) + 1)
     return decayed + [Feature(f"{entity}_{value}_last_{i}", "last", value, 0, place=i) for i in places]
@@ -235,7 +240,7 @@ def _value(table: Mapping[str, Any], path: KeyPath, known: _Known) -> str | None
         return value
     fix = f"number fields: {', '.join(sorted(known.numbers)) or 'none'}"
     if known.categories:
-        fix += f"; for distinct also {', '.join(sorted(known.categories))}"
+        fix += f"; for distinct and last also {', '.join(sorted(known.categories))}"
     raise SpecError(f"{value!r} is not a number field of the event", (*path, "value"), fix)
 
 
@@ -246,7 +251,9 @@ def _aggregate(name: Any, value: str | None, path: KeyPath, known: _Known) -> st
         raise SpecError(f'the aggregate "{name}" needs a value', path, _NUMBER)
     if value in known.categories and name != "distinct":
         said = f'the aggregate "{name}" needs a number field, and {value} is a category'
-        raise SpecError(said, path, "of a category use distinct; count stands in a table without value")
+        raise SpecError(
+            said, path, "of a category use distinct or last; count stands in a table without value"
+        )
     return name
 
 

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.errors import UserError
+from learners.blocks import Block
 
 _ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
 _NONE = np.zeros(0, np.bool_)  # stands for no corrections
 
 # The families whose weights move along a gradient, and those that count, remember or split instead.
-GRADIENT_FAMILIES = ("dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm")
+SEQUENCE_FAMILIES = ("rnn", "gru", "lstm", "transformer")
+GRADIENT_FAMILIES = ("dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm", *SEQUENCE_FAMILIES)
 COUNTING_FAMILIES = ("naive_bayes", "knn", "hoeffding_tree", "adaptive_random_forest")
 FAMILIES = GRADIENT_FAMILIES + COUNTING_FAMILIES
 MARGIN_FAMILIES = ("svm", "rff_svm")
@@ -28,11 +30,16 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh", "sigmoid")
 LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
 SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
 
+# What a family is made for: the kinds of blocks that it reads as they are, and not as a mean of embeddings.
+READS: dict[str, tuple[str, ...]] = dict.fromkeys(SEQUENCE_FAMILIES, ("series", "codes"))
+
 # What a number of a `ModelConfig` may be, both ends included; `hidden` is one width of it.
 MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "embedding": (1, 1024),
     "rows": (1, 1 << 26),
     "hidden": (1, 8192),
+    "units": (1, 512),
+    "layers": (1, 4),
     "batch_size": (1, 65536),
     "momentum": (0, 0.999),
     "l1": (0, 1e6),
@@ -59,18 +66,50 @@ class Schema:
     """The columns of a row, in order, and the hash of everything that gives them their meaning.
 
     `numbers` are float columns (NaN means unknown); `categories` are int64 pseudonyms (0 means missing).
-    `fingerprint` is the task's schema hash. Two schemas are the same for a model only if all three are equal.
+    `blocks` are groups of further columns, images last: all but series have theirs in the int64 matrix, behind the
+    categories and in this order. `fingerprint` is the task's schema hash. Two schemas are the same for a model only
+    if all of this is equal.
     """
 
     numbers: tuple[str, ...]
     categories: tuple[str, ...]
     fingerprint: str
+    blocks: tuple[Block, ...] = ()
+
+    def __post_init__(self) -> None:
+        images = [block.kind == "image" for block in self.blocks]
+        if images != sorted(images):
+            raise ValueError("images come behind all other blocks")
+
+    @property
+    def ids(self) -> int:
+        """How many columns the int64 matrix of a row has."""
+        return len(self.categories) + sum(block.width for block in self.blocks)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What has rows in a model's table, each its own: the categories, then the blocks of ids."""
+        return (*self.categories, *(block.name for block in self.blocks if block.embedded))
+
+    def of_kind(self, *kinds: str) -> tuple[Block, ...]:
+        """The blocks of these kinds, in their order."""
+        return tuple(block for block in self.blocks if block.kind in kinds)
+
+    def columns(self, name: str) -> slice:
+        """Where a block's columns are in the int64 matrix. KeyError if there is no block of this name."""
+        start = len(self.categories)
+        for block in self.blocks:
+            if block.name == name:
+                return slice(start, start + block.width)
+            start += block.width
+        raise KeyError(name)
 
     @property
     def hash(self) -> str:
-        """Hex of 16 bytes over names, their order and the fingerprint: what a model update must agree on."""
-        text = json.dumps([list(self.numbers), list(self.categories), self.fingerprint])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        """Hex of 16 bytes over columns, their order and the fingerprint: what a model update must agree on."""
+        meaning: list[Any] = [list(self.numbers), list(self.categories), self.fingerprint]
+        meaning += [block.to_dict() for block in self.blocks]
+        return hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` is its inverse."""
@@ -78,12 +117,14 @@ class Schema:
             "numbers": list(self.numbers),
             "categories": list(self.categories),
             "fingerprint": self.fingerprint,
+            "blocks": [block.to_dict() for block in self.blocks],
         }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        return cls(tuple(raw["numbers"]), tuple(raw["categories"]), str(raw["fingerprint"]))
+        blocks = tuple(Block.from_dict(block) for block in raw.get("blocks", ()))
+        return cls(tuple(raw["numbers"]), tuple(raw["categories"]), str(raw["fingerprint"]), blocks)
 
 
 @dataclass(frozen=True)
@@ -91,8 +132,8 @@ class Batch:
     """`n` labelled rows, features exactly as they were served.
 
     Shapes: `event_ids` n strings, `event_ms` and `known_ms` int64 [n] (milliseconds UTC; `known_ms`:
-    when the label became known), `numbers` float32 [n, N], `categories` int64 [n, C], `served` float32 [n]
-    (the served probability, NaN where none was), `label` float32 [n] (0 or 1). Columns are in schema order.
+    when the label became known), `numbers` float32 [n, N], `categories` int64 [n, I] (`Schema.ids`), `served` float32
+    [n] (the served probability, NaN where none was), `label` float32 [n] (0 or 1). Columns are in schema order.
     `weight` float32 [n], finite and above 0: how many rows each counts for in learning; 1 each if not given.
     `corrects` bool [n]: the row was here before with the value for a missing label, and comes again because its
     label came late after all. It is learned, and not measured, tested or watched a second time.
@@ -150,7 +191,7 @@ class Batch:
             np.zeros(0, np.int64),
             np.zeros(0, np.int64),
             np.zeros((0, len(schema.numbers)), np.float32),
-            np.zeros((0, len(schema.categories)), np.int64),
+            np.zeros((0, schema.ids), np.int64),
             np.zeros(0, np.float32),
             np.zeros(0, np.float32),
         )
@@ -194,6 +235,8 @@ class ModelConfig:
     schedule_steps: int = 10_000
     schedule_factor: float = 0.3
     warmup_steps: int = 0
+    units: int = 32  # of what reads a sequence
+    layers: int = 1
     random_features: int = 256
     kernel_width: float = 1.0
     neighbours: int = 15

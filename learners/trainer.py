@@ -83,9 +83,7 @@ class Trainer:
         Labels must be 0 or 1; a step whose loss, gradient or new weights are not finite (a label that is NaN
         or infinite is one cause) changes nothing and counts in `dropped`.
         """
-        self.model.check_columns(batch.numbers, batch.categories)
-        numbers = tensor(batch.numbers, self.device)
-        index = self.model.index(tensor(batch.categories, self.device))
+        numbers, index = self.model.inputs(batch.numbers, batch.categories)
         label = tensor(batch.label, self.device)
         weight, alike = tensor(batch.weight, self.device), batch.weight == 1.0
         start = 0

@@ -123,7 +123,7 @@ class EventDecoder:
         )
 
     def _pseudonyms(self, columns: list[Any], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Keys [n, E] and categories [n, C]; a field that is both is looked up once."""
+        """Keys [n, E] and ids [n, I]; a field that is both is looked up once. Last categories are 0 so far."""
         entities = [entity.field for entity in self._task.entities]
         known = {
             name: self._pseudonymiser.column(name, columns[self._at[name]])
@@ -132,8 +132,12 @@ class EventDecoder:
         empty = np.zeros((n, 0), np.int64)
         return (
             np.column_stack([empty, *(known[name] for name in entities)]),
-            np.column_stack([empty, *(known[name] for name in self._task.categories)]),
+            np.column_stack([empty, *(known[name] for name in self._task.categories), *self._blocks(n)]),
         )
+
+    def _blocks(self, n: int) -> list[NDArray[np.int64]]:
+        """The int64 columns [n, width] of each block."""
+        return [np.zeros((n, block.width), np.int64) for block in self._task.blocks]
 
 
 class LabelDecoder:

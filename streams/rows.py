@@ -16,11 +16,12 @@ MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Rows:
-    """`n` events of one task. `E` entities, `C` model categories, `V` number fields, `N` model numbers.
+    """`n` events of one task. `E` entities, `I` ids (`Schema.ids`: model categories, then blocks), `V` number fields,
+    `N` model numbers.
 
     Shapes: `ids` n strings; `event_ms`, `received_ms` (Kafka's timestamp of the event), `offset` int64 [n]; `partition`
     int32 [n] (with `offset`: where the event stands in the events topic); `late` bool [n]; `keys` int64 [n, E];
-    `categories` int64 [n, C]; `values` float64 [n, V]; `numbers` float32 [n, N], NaN where not yet known. `schema` is
+    `categories` int64 [n, I]; `values` float64 [n, V]; `numbers` float32 [n, N], NaN where not yet known. `schema` is
     the `Task.rows_hash` of the task that made them.
     """
 
@@ -75,7 +76,7 @@ class Rows:
             np.zeros(0, np.int64),
             np.zeros(0, np.bool_),
             np.zeros((0, len(task.entities)), np.int64),
-            np.zeros((0, len(task.categories)), np.int64),
+            np.zeros((0, task.schema.ids), np.int64),
             np.zeros((0, len(task.number_fields)), np.float64),
             np.zeros((0, len(task.numbers)), np.float32),
             task.rows_hash,

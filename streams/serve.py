@@ -95,7 +95,7 @@ def warm_up(task: Task, live: LiveModel) -> None:
     SeenIds(task.serving.dedup_ms).check_and_add(key, time_ms)
     wire.encode_rows(wire.Rows.empty(task))  # pyarrow loads pandas for its first array
     live.load()
-    live.score(np.zeros((1, len(task.numbers)), np.float32), np.zeros((1, len(task.categories)), np.int64))
+    live.score(np.zeros((1, len(task.numbers)), np.float32), np.zeros((1, task.schema.ids), np.int64))
 
 
 class ServeStep:

@@ -16,6 +16,7 @@ from pathlib import Path
 from featurestore.spec import View
 from infra.errors import UserError
 from learners.batch import ModelConfig, Schema
+from learners.blocks import Block
 from learners.drift import DriftConfig
 
 BUILT_IN = Path(__file__).parent / "tasks"
@@ -143,14 +144,17 @@ class Task:
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:
-        """The model's number columns in order: number fields, calendar, then features entity by entity."""
+        """The model's number columns in order: number fields, calendar, then features entity by entity.
+
+        The last categories of an entity are features, but no numbers; see `blocks`.
+        """
         fields = [field.name for field in self.event.fields if field.type == "number" and field.model]
         calendar = CALENDAR if self.calendar else ()
         features = [
-            name
-            for entity in self.entities
-            if entity.name in self.views
-            for name in self.views[entity.name].columns
+            feature.name
+            for view in self.views.values()
+            for feature in view.features
+            if feature.value is None or feature.value in self.number_fields
         ]
         return (*fields, *calendar, *features)
 
@@ -158,6 +162,21 @@ class Task:
     def categories(self) -> tuple[str, ...]:
         """The model's category columns in order."""
         return tuple(field.name for field in self.event.fields if field.type == "category" and field.model)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What the model reads as one: the last values of an entity, entity by entity."""
+        last = [
+            (view.entity, feature.value, feature.place)
+            for view in self.views.values()
+            for feature in view.features
+            if feature.aggregate == "last" and feature.value is not None
+        ]
+        lengths = {(entity, value): place for entity, value, place in last}  # the last place is the length
+        return tuple(
+            Block(f"{entity}_{value}", "series" if value in self.number_fields else "codes", length, entity)
+            for (entity, value), length in lengths.items()
+        )
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
@@ -183,6 +202,7 @@ class Task:
             "entities": [[entity.name, entity.field] for entity in self.entities],
             "time": [self.event.time, self.event.time_format],
             "views": [view.fingerprint for view in self.views.values()],
+            "blocks": [block.to_dict() for block in self.blocks],
             "label": [label.field, label.time, label.delay_ms, label.window_ms, label.missing]
             if rated
             else None,
@@ -206,7 +226,7 @@ class Task:
     @cached_property
     def schema(self) -> Schema:
         """The columns of a row, for the learner."""
-        return Schema(self.numbers, self.categories, self.schema_hash)
+        return Schema(self.numbers, self.categories, self.schema_hash, self.blocks)
 
 
 def built_in_tasks() -> tuple[str, ...]:

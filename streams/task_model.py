@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from learners.batch import FOREST_FAMILIES, GRADIENT_FAMILIES, ModelConfig
+from learners.batch import FOREST_FAMILIES, GRADIENT_FAMILIES, READS, SEQUENCE_FAMILIES, ModelConfig
 from streams.task import Task
 from streams.task_toml import Table, listed, nearest, shown
 
-_NETS = ("dcn", "deepfm", "mlp", "two_tower")
+_NETS = ("dcn", "deepfm", "mlp", "two_tower", *READS)
 _GRADIENTS = ("family", GRADIENT_FAMILIES)
 # key -> the other key that decides whether it is used, and with which of its values
 _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "activation": ("family", _NETS),
+    "units": ("family", tuple(READS)),
+    "layers": ("family", SEQUENCE_FAMILIES),
     "tower": ("family", ("two_tower",)),
     "momentum": ("optimiser", ("sgd",)),
     "nesterov": ("optimiser", ("sgd",)),
@@ -57,11 +59,24 @@ def check_used(table: Table, config: ModelConfig) -> None:
         )
 
 
+_BLOCKS = {
+    "series": "add last = 8 to one of [[features]]",
+}
+
+
+def check_blocks(table: Table, config: ModelConfig, task: Task) -> None:
+    """A family that is made for sequences, say, has something to read."""
+    kinds = READS.get(config.family, ())
+    if kinds and not task.schema.of_kind(*kinds):
+        said = f"{table.name()}: the family {config.family} has nothing to read in this task"
+        table.fail("family" if "family" in table.data else None, said, _BLOCKS[kinds[0]])
+
+
 def with_tower(table: Table, config: ModelConfig, task: Task) -> ModelConfig:
     """The settings with the second tower's columns: without a list, those of all entities but the key's."""
     if config.family != "two_tower":
         return config
-    columns = (*task.numbers, *task.categories)
+    columns = (*task.numbers, *task.schema.fields)
     for name in config.tower:
         if name not in columns:
             fix = f"{nearest(name, columns)}columns are {listed(columns)}"

@@ -20,7 +20,7 @@ from learners.batch import (
 from learners.drift import POLICIES, DriftConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
-from streams.task_model import check_used, with_tower
+from streams.task_model import check_blocks, check_used, with_tower
 from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
 from streams.topics import Topics
@@ -100,6 +100,8 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     first, second = root.table("model"), root.table("challenger")
     check_used(first, made.model)
     check_used(second, made.challenger)
+    check_blocks(first, made.model, made)
+    check_blocks(second, made.challenger, made)
     made = replace(
         made,
         model=with_tower(first, made.model, made),
@@ -259,8 +261,7 @@ def _check_topics(table: Table, topics: Topics) -> None:
 
 def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
     """A model that travels whole in one record: with fewer rows than usual, unless the file has `chosen` them."""
-    columns = len(task.numbers), len(task.categories)
-    size, rows = whole_model_bytes(config, *columns), fitting_rows(config, *columns)
+    size, rows = whole_model_bytes(config, task.schema), fitting_rows(config, task.schema)
     if size <= LARGEST_MODEL:
         return config
     if rows and not chosen:
@@ -278,7 +279,7 @@ def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> Model
 
 def _check_columns(root: Table, task: Task) -> None:
     """The model has columns, and no two have the same name."""
-    if not task.numbers and not task.categories:
+    if not task.numbers and not task.schema.ids:
         fix = "declare a field under [event.fields], or add [[features]]"
         root.fail("event", "the model has nothing to look at: no field, no feature, no calendar", fix)
     columns, drift = (*task.numbers, *task.categories), root.table("drift")
@@ -287,7 +288,7 @@ def _check_columns(root: Table, task: Task) -> None:
             fix = f"{nearest(name, columns)}columns are {listed(columns)}"
             drift.fail("ignore", f"drift.ignore lists {shown(name)}, which is no column of the model", fix)
     seen: set[str] = set()
-    for name in columns:
+    for name in (*columns, *(block.name for block in task.blocks)):
         if name in seen:
             fix = (
                 "rename the field, or set calendar = false"

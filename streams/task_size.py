@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from learners.batch import COUNTING_FAMILIES, MARGIN_FAMILIES, ModelConfig
+from learners.batch import COUNTING_FAMILIES, MARGIN_FAMILIES, READS, ModelConfig, Schema
+from learners.blocks import Block
 
 LARGEST_MODEL = 15 << 20
 """Bytes of a whole model at most: it travels in one Kafka record of at most 16 MiB."""
@@ -12,18 +13,18 @@ _CROSS_LAYERS = 2
 _NODE, _OBSERVED = 8, 8  # numbers of a tree's node, and of a column at one
 
 
-def whole_model_bytes(config: ModelConfig, numbers: int, categories: int) -> int:
+def whole_model_bytes(config: ModelConfig, schema: Schema) -> int:
     """Bytes of a whole model as it is sent once every row of its table was trained; an upper bound.
 
     A row of the table takes its number (8 bytes) and its weights (4 bytes each); see `learners.weights`.
     """
-    return _dense_bytes(config, numbers, categories) + categories * config.rows * _row_bytes(config)
+    return _dense_bytes(config, schema) + _fields(config, schema) * config.rows * _row_bytes(config)
 
 
-def fitting_rows(config: ModelConfig, numbers: int, categories: int) -> int:
+def fitting_rows(config: ModelConfig, schema: Schema) -> int:
     """The largest power of two of rows with which the model can be sent; 0 where even one row is too much."""
-    left = LARGEST_MODEL - _dense_bytes(config, numbers, categories)
-    most = left // (categories * _row_bytes(config)) if categories else 0
+    left, fields = LARGEST_MODEL - _dense_bytes(config, schema), _fields(config, schema)
+    most = left // (fields * _row_bytes(config)) if fields else 0
     return 1 << (most.bit_length() - 1) if most > 0 else 0
 
 
@@ -33,7 +34,14 @@ def decisive_keys(config: ModelConfig) -> tuple[str, ...]:
         return ("window" if config.family == "knn" else "leaves",)
     if config.family in (*COUNTING_FAMILIES, "logistic", "svm"):
         return ()
+    if config.family in READS:
+        return ("embedding", "hidden", "units")
     return ("embedding", "random_features" if config.family == "rff_svm" else "hidden")
+
+
+def _fields(config: ModelConfig, schema: Schema) -> int:
+    """How many fields have rows in the table: a family that counts has none for blocks."""
+    return len(schema.categories if config.family in COUNTING_FAMILIES else schema.fields)
 
 
 def _row_bytes(config: ModelConfig) -> int:
@@ -45,10 +53,11 @@ def _row_bytes(config: ModelConfig) -> int:
     return 8 + 4 * width
 
 
-def _dense_bytes(config: ModelConfig, numbers: int, categories: int) -> int:
+def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
     """Layers and running statistics, float32; see `learners.models`."""
+    numbers, categories = len(schema.numbers), len(schema.categories)
     statistics = 3 * numbers + 2
-    inputs = numbers + categories * config.embedding
+    inputs = numbers + len(schema.fields) * config.embedding
     match config.family:
         case "logistic" | "svm" | "rff_svm":
             layers = numbers + 1
@@ -66,6 +75,12 @@ def _dense_bytes(config: ModelConfig, numbers: int, categories: int) -> int:
             first, *rest = config.hidden or (config.embedding,)
             after = sum((before + 1) * width for before, width in pairwise((first, *rest)))
             layers = numbers + 1 + inputs * first + 2 * (first + after)
+        case family if family in READS:
+            encoders = _encoders(config, schema)
+            inputs += sum(width for width, _ in encoders)
+            widths = (inputs, *config.hidden)
+            layers = sum((before + 1) * after for before, after in pairwise(widths)) + widths[-1] + 1
+            layers += sum(size for _, size in encoders)
         case _:
             layers = _net_size(config, numbers, inputs)
     return _HEADER + 4 * (statistics + layers)
@@ -81,3 +96,23 @@ def _net_size(config: ModelConfig, numbers: int, inputs: int) -> int:
         "deepfm": (numbers * config.embedding, numbers),
     }[config.family]
     return deep + beside + wide + widths[-1] + 1
+
+
+def _encoders(config: ModelConfig, schema: Schema) -> list[tuple[int, int]]:
+    """Width and weights of each encoder of a family that reads blocks."""
+    return [_sequence(config, blocks) for blocks in _by_entity(schema.of_kind("series", "codes"))]
+
+
+def _by_entity(blocks: tuple[Block, ...]) -> list[list[Block]]:
+    entities = dict.fromkeys(block.entity for block in blocks)
+    return [[block for block in blocks if block.entity == entity] for entity in entities]
+
+
+def _sequence(config: ModelConfig, blocks: list[Block]) -> tuple[int, int]:
+    units, layers = config.units, config.layers
+    inputs = sum(2 if block.kind == "series" else config.embedding for block in blocks)
+    if config.family == "transformer":
+        length = max(block.length for block in blocks)
+        return units, (inputs + 1 + length + 1 + 2 + layers * (8 * units + 11)) * units
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.family]
+    return units, gates * units * (inputs + units + 2 + (layers - 1) * (2 * units + 2))

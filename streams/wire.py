@@ -163,7 +163,7 @@ def _rows(batch: pa.RecordBatch) -> Rows:
         _numpy(batch, "offset", np.int64),
         _numpy(batch, "late", np.uint8).astype(np.bool_),
         _matrix(batch, "keys", np.int64),
-        _matrix(batch, "categories", np.int64),
+        _matrix(batch, "categories", np.int64).copy(),
         _matrix(batch, "values", np.float64),
         _matrix(batch, "numbers", np.float32).copy(),  # the next stage fills its features in
         _schema_of(batch),

@@ -8,11 +8,25 @@ import torch
 
 from learners import weights
 from learners.batch import Batch, ModelConfig, Schema
+from learners.blocks import Block
 from learners.lesson import GradientLesson
 from learners.optim import Optimiser
 from learners.trainer import Trainer
 
 SCHEMA = Schema(("amount", "count", "rate"), ("shop", "card"), "fingerprint-1")
+# The same with a block of each kind.
+RICH = Schema(
+    (*SCHEMA.numbers, *(f"card_amount_last_{i}" for i in (1, 2, 3))),
+    SCHEMA.categories,
+    "fingerprint-2",
+    (
+        Block("card_amount", "series", 3, "card"),
+        Block("card_shop", "codes", 4, "card"),
+        Block("comment", "text", 6),
+        Block("tags", "list", 3),
+        Block("photo", "image", 3 * 4, shape=(3, 4, 1)),
+    ),
+)
 CONFIG = ModelConfig(embedding=4, rows=2048, hidden=(16, 8), batch_size=32, learning_rate=0.01)
 RATES = {
     "adam": 0.01, "adamw": 0.01, "adagrad": 0.05, "rowwise_adagrad": 0.05, "rmsprop": 0.01, "sgd": 0.5,
@@ -23,7 +37,8 @@ RATES = {
 def rows(n: int, seed: int = 0, schema: Schema = SCHEMA) -> Batch:
     """`n` rows; the label follows the first number and the parity of the first category, with noise.
 
-    The last number is NaN in a fifth of the rows; categories are 64-bit, negative and 0 (missing) included.
+    The last number is NaN in a fifth of the rows; categories are 64-bit, negative and 0 (missing) included. What is in
+    blocks is noise, of every length from none to full.
     """
     random = np.random.default_rng(seed)
     numbers = random.normal(0, 3, (n, len(schema.numbers))).astype(np.float32)
@@ -37,8 +52,18 @@ def rows(n: int, seed: int = 0, schema: Schema = SCHEMA) -> Batch:
     label = (signal + random.normal(0, 0.5, n) > 0).astype(np.float32)
     moments = np.arange(n, dtype=np.int64)
     categories = np.where(values == 0, 0, values * 6_364_136_223_846_793_005).astype(np.int64)
+    if schema.blocks:
+        categories = np.column_stack((categories, *(_noise(block, n, random) for block in schema.blocks)))
     served = np.full(n, 0.5, np.float32)
     return Batch([f"e-{i}" for i in range(n)], moments, moments + 10, numbers, categories, served, label)
+
+
+def _noise(block: Block, n: int, random: np.random.Generator) -> np.ndarray:
+    """Values int64 [n, width] for a block, unless it is one of numbers: an image, or ids with empty places behind."""
+    if block.kind == "image":
+        return random.integers(-(2**63), 2**63 - 1, (n, block.width))
+    ids = random.integers(1, 2**62, (n, block.width))
+    return np.where(np.arange(block.width) < random.integers(0, block.width + 1, (n, 1)), ids, 0)
 
 
 def log_loss(scores: np.ndarray, label: np.ndarray) -> float:
@@ -47,10 +72,12 @@ def log_loss(scores: np.ndarray, label: np.ndarray) -> float:
     return float(-np.mean(label * np.log(scores) + (1 - label) * np.log(1 - scores)))
 
 
-def trainer_of(family: str = "dcn", optimiser: str = "adam", **settings: Any) -> Trainer:
+def trainer_of(
+    family: str = "dcn", optimiser: str = "adam", schema: Schema = SCHEMA, **settings: Any
+) -> Trainer:
     """A trainer of a small model, at a rate that suits its optimiser."""
     settings = {"learning_rate": RATES[optimiser]} | settings
-    return Trainer(SCHEMA, replace(CONFIG, family=family, optimiser=optimiser, **settings), 7, "L1", "cpu")
+    return Trainer(schema, replace(CONFIG, family=family, optimiser=optimiser, **settings), 7, "L1", "cpu")
 
 
 def optimiser_of(trainer: Trainer) -> Optimiser:

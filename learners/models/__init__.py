@@ -4,7 +4,7 @@ from importlib import import_module
 
 import torch
 
-from learners.batch import ModelConfig, Schema
+from learners.batch import SEQUENCE_FAMILIES, ModelConfig, Schema
 from learners.models.base import EventModel
 from learners.models.counting import Counter
 from learners.models.net import Net
@@ -18,6 +18,7 @@ _FAMILIES = {
     "two_tower": "factorization.TwoTower",
     "svm": "linear.LinearSVM",
     "rff_svm": "linear.KernelSVM",
+    **dict.fromkeys(SEQUENCE_FAMILIES, "sequence.SequenceNet"),
     "naive_bayes": "counting.NaiveBayes",
     "knn": "counting.Neighbours",
     "hoeffding_tree": "forest.HoeffdingTree",

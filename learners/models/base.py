@@ -5,7 +5,7 @@ differs between families. The table is a buffer, not a parameter: a step touches
 the trainer gathers those rows and writes them back. Nothing of the size of the table is ever computed.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,10 +31,15 @@ class EventModel(nn.Module):
 
     Most callers want `predict`; `observe` and `index` are steps of training.
 
-    Shapes: numbers float32 [n, N] raw values (NaN or infinite: unknown or clipped), categories int64 [n, C]
-    (0: missing). State that changes only in training, by `observe`: `mean`, `var`, `count` [N] and `seen` [2]
+    Shapes: numbers float32 [n, N] raw values (NaN or infinite: unknown or clipped), categories int64 [n, I]
+    (0: missing), of which the first C are categories and the rest those of blocks. A step sees what `inputs` makes
+    of them: the numbers with `extra` columns behind them, and a table row for each of the F ids that the family
+    looks up. State that changes only in training, by `observe`: `mean`, `var`, `count` [N] and `seen` [2]
     (negatives, positives).
     """
+
+    embedded: ClassVar[tuple[str, ...]] = ()
+    """Kinds of blocks whose ids the family looks up in its table."""
 
     table: Tensor
     offsets: Tensor
@@ -45,14 +50,17 @@ class EventModel(nn.Module):
 
     def __init__(self, schema: Schema, config: ModelConfig, table: Tensor) -> None:
         super().__init__()
-        if not schema.numbers and not schema.categories:
+        if not schema.numbers and not schema.ids:
             raise UserError(
                 "the model has no input", "give the task at least one number or category with model=true"
             )
-        self.config = config
-        numbers, fields = len(schema.numbers), len(schema.categories)
+        self.config, self.schema = config, schema
+        numbers = len(schema.numbers)
+        widths = [1] * len(schema.categories)
+        widths += [block.length for block in schema.blocks if block.kind in self.embedded]
+        fields = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths, dtype=torch.int64))
         self.register_buffer("table", table)
-        self.register_buffer("offsets", torch.arange(fields) * config.rows, persistent=False)
+        self.register_buffer("offsets", fields * config.rows, persistent=False)
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("var", torch.ones(numbers))
         self.register_buffer("count", torch.zeros(numbers))
@@ -60,37 +68,52 @@ class EventModel(nn.Module):
 
     def predict(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities float32 [n] of the positive class; raises ValueError for other column counts."""
-        self.check_columns(numbers, categories)
         with torch.inference_mode():
-            index = self.index(tensor(categories, self.table.device))
-            rows = nn.functional.embedding(index, self.table)
-            probability = self.probability(tensor(numbers, self.table.device), rows)
+            inputs, index = self.inputs(numbers, categories)
+            probability = self.probability(inputs, nn.functional.embedding(index, self.table))
             scores: NDArray[np.float32] = probability.cpu().numpy()
         return scores
 
+    def inputs(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """What a step works on: numbers [n, N + extra], and the table rows int64 [n, F] of the ids.
+
+        Raises ValueError for other column counts.
+        """
+        self.check_columns(numbers, categories)
+        inputs, ids = tensor(numbers, self.table.device), tensor(categories, self.table.device)
+        extra = self.extra(ids)
+        return inputs if extra is None else torch.cat((inputs, extra), 1), self.index(ids)
+
+    def extra(self, ids: Tensor) -> Tensor | None:
+        """Further inputs float32 [n, …] that the family makes of the int64 matrix [n, I]; None for none."""
+        return None
+
     def check_columns(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> None:
-        """Raises ValueError unless the shapes are [n, N] and [n, C]: broadcasting would hide a mistake."""
-        expected = ((len(numbers), len(self.mean)), (len(numbers), len(self.offsets)))
+        """Raises ValueError unless the shapes are [n, N] and [n, I]: broadcasting would hide a mistake."""
+        expected = ((len(numbers), len(self.mean)), (len(numbers), self.schema.ids))
         if (numbers.shape, categories.shape) != expected:
             raise ValueError(
                 f"rows of shapes {numbers.shape} and {categories.shape}, the model wants {expected}"
             )
 
     def index(self, categories: Tensor) -> Tensor:
-        """Table rows [n, C] of categories [n, C]: a field's row 0 is for missing, the rest are shared."""
+        """Table rows [n, F] of the int64 matrix [n, I]: a field's row 0 is for missing, the rest are shared."""
         rows = self.config.rows
+        categories = categories[:, : len(self.offsets)]  # images, which have no rows, come last
         if rows == 1:
             return self.offsets.expand(categories.shape)
         hashed = torch.remainder(categories, rows - 1) + 1
         return hashed.masked_fill_(categories == 0, 0) + self.offsets
 
     def probability(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """Probabilities [n] of raw numbers [n, N] and gathered table rows [n, C, width]."""
+        """Probabilities [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
         raise NotImplementedError
 
     def scale(self, numbers: Tensor) -> Tensor:
-        """Signed log1p, standardised by the running mean and variance, clipped; unknown (NaN) becomes 0."""
-        scaled = (compress(numbers) - self.mean) * torch.rsqrt(self.var + SMALLEST_VARIANCE)
+        """Signed log1p of the first N columns, standardised by running mean and variance, clipped; NaN becomes 0."""
+        scaled = (compress(numbers[:, : len(self.mean)]) - self.mean) * torch.rsqrt(
+            self.var + SMALLEST_VARIANCE
+        )
         return torch.nan_to_num_(scaled, nan=0.0).clamp_(-SCALED_LIMIT, SCALED_LIMIT)
 
     @torch.no_grad()
@@ -103,7 +126,7 @@ class EventModel(nn.Module):
         are what they are.
         """
         former = (self.mean, self.var, self.count, self.seen)
-        value = compress(numbers)
+        value = compress(numbers[:, : len(self.mean)])
         self.mean, self.var, total = merged(self.mean, self.var, self.count, value, torch.isfinite(value))
         self.count = torch.clamp_max(total, SCALER_ROWS)
         if weight is None:

@@ -21,7 +21,7 @@ class Perceptron(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        inputs = len(schema.numbers) + len(schema.categories) * config.embedding
+        inputs = len(schema.numbers) + len(schema.fields) * config.embedding
         self.deep = deep_net(self, inputs, config.hidden)
         self.output = self.linear((config.hidden or (inputs,))[-1], 1, zero=True)
 
@@ -37,7 +37,7 @@ class CrossNet(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        inputs = len(schema.numbers) + len(schema.categories) * config.embedding
+        inputs = len(schema.numbers) + len(schema.fields) * config.embedding
         # Products start at zero: a fresh net cannot explode on the first rows.
         self.crosses = nn.ModuleList(self.linear(inputs, inputs, zero=True) for _ in range(CROSS_LAYERS))
         self.deep = deep_net(self, inputs, config.hidden)
@@ -59,7 +59,7 @@ class DeepFM(Net):
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
         numbers = len(schema.numbers)
-        inputs = numbers + len(schema.categories) * config.embedding
+        inputs = numbers + len(schema.fields) * config.embedding
         self.directions = nn.Parameter(
             torch.empty(numbers, config.embedding)
         )  # row j is the embedding of number j
@@ -131,13 +131,13 @@ def split_columns(
     schema: Schema, tower: tuple[str, ...]
 ) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
     """(numbers, categories) of the first and of the second tower. UserError for an unknown or a full tower."""
-    names = (schema.numbers, schema.categories)
+    names = (schema.numbers, schema.fields)
     if not tower:
         tower = tuple(name for columns in names for name in columns[(len(columns) + 1) // 2 :])
-    elif unknown := set(tower) - {*schema.numbers, *schema.categories}:
+    elif unknown := set(tower) - {*schema.numbers, *schema.fields}:
         fix = "list the columns of the second tower, as `task check` prints them"
         raise UserError(f"model tower lists {min(unknown)!r}, which is no column of the model", fix)
-    elif {*schema.numbers, *schema.categories} <= set(tower):
+    elif {*schema.numbers, *schema.fields} <= set(tower):
         raise UserError("model tower lists every column", "leave some of them to the first tower")
     split = [
         tuple([at for at, name in enumerate(columns) if (name in tower) == second] for columns in names)

@@ -46,7 +46,7 @@ class Margin(Net):
 
     def margins(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """Margins [n] of raw numbers [n, N] and gathered table rows [n, C, width]; above 0 is positive."""
-        return self.head(self.scale(numbers), rows)
+        return self.said(numbers, rows)
 
     def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """See the base class."""
@@ -86,7 +86,7 @@ class KernelSVM(Margin):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        inputs = len(schema.numbers) + len(schema.categories) * config.embedding
+        inputs = len(schema.numbers) + len(schema.fields) * config.embedding
         directions, phases = fourier(seed, inputs, config.random_features)
         spread = config.kernel_width * inputs**0.5
         self.register_buffer("directions", directions / spread, persistent=False)

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learners.batch import ModelConfig, Schema
+from learners.blocks import EMBEDDED
 from learners.losses import loss_of
 from learners.models.base import LARGEST_LOGIT, EventModel
 
@@ -22,15 +23,19 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Net(EventModel):
-    """logit = base rate + head(scaled numbers, one table row a category); the probability is its sigmoid.
+    """logit = base rate + head(scaled numbers, one table row a field); the probability is its sigmoid.
 
-    A family gives `head` and the table's width, and creates its layers by `linear`.
+    A field is a category or a block of ids, of which the head sees the mean over its places. A family gives `head`
+    and the table's width, and creates its layers by `linear`.
     """
 
+    embedded = EMBEDDED
+
     def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
-        super().__init__(schema, config, first_rows(seed, len(schema.categories) * config.rows, width))
+        super().__init__(schema, config, first_rows(seed, len(schema.fields) * config.rows, width))
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = loss_of(config)
+        self.blocks = [block for block in schema.blocks if block.embedded]
 
     def linear(self, inputs: int, outputs: int, *, zero: bool = False) -> "Linear":
         """A linear layer that starts from this model's own seed; the global generator is left alone."""
@@ -45,19 +50,49 @@ class Net(EventModel):
         return torch.sigmoid(self.logits(numbers, rows).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
-        """Logits [n] of raw numbers [n, N] and categories [n, C]."""
-        return self.logits(numbers, nn.functional.embedding(self.index(categories), self.table))
+        """Logits [n] of raw numbers [n, N] and the int64 matrix [n, I]."""
+        extra = self.extra(categories)
+        inputs = numbers if extra is None else torch.cat((numbers, extra), 1)
+        return self.logits(inputs, nn.functional.embedding(self.index(categories), self.table))
+
+    def extra(self, ids: Tensor) -> Tensor | None:
+        """1 for each place of a block of ids that is filled, else 0: [n, F - C]."""
+        if not self.blocks:
+            return None
+        return (ids[:, len(self.schema.categories) : len(self.offsets)] != 0).float()
 
     def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """Logits [n] of raw numbers [n, N] and gathered table rows [n, C, width]."""
-        return self.head(self.scale(numbers), rows) + self.base_rate()
+        """Logits [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
+        return self.said(numbers, rows) + self.base_rate()
+
+    def said(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """`head` of the same as `logits`."""
+        return self.head(self.scale(numbers), self.fields(numbers, rows))
+
+    def fields(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """A table row for each field, [n, fields, width]: a block's is the mean over its filled places, or 0."""
+        if not self.blocks:
+            return rows
+        at = len(self.schema.categories)
+        means = [rows[:, :at]]
+        for block in self.blocks:
+            filled = self.filled(numbers, at, block.length)
+            total = torch.bmm(filled[:, None], rows[:, at : at + block.length])
+            means.append(total / filled.sum(1).clamp_min(1.0)[:, None, None])
+            at += block.length
+        return torch.cat(means, 1)
+
+    def filled(self, numbers: Tensor, at: int, length: int) -> Tensor:
+        """The mask [n, length] of the `length` ids that begin with number `at` of all that are looked up."""
+        start = len(self.mean) + at - len(self.schema.categories)
+        return numbers[:, start : start + length]
 
     def base_rate(self) -> Tensor:
         """The logit of the share of positives among the first rows."""
         return torch.log((self.seen[1] + 1.0) / (self.seen[0] + 1.0))
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
-        """Logits [n] without the base rate, of scaled numbers [n, N] and table rows [n, C, width]."""
+        """Logits [n] without the base rate, of scaled numbers [n, N] and table rows [n, fields, width]."""
         raise NotImplementedError
 
     def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:

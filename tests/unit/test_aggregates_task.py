@@ -4,13 +4,16 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.errors import UserError
 from streams.live import LiveModel
 from streams.rows import Rows
 from streams.serve import warm_up
-from streams.stage import StagePartition
+from streams.stage import StagePartition, codes
 from streams.task import Task
 from streams.wire import encode_rows
 from tests.stream_records import HIDDEN, MINUTE, NOW_MS, Record, event, sent, task
@@ -65,6 +68,29 @@ def test_both_stages_count_decay_and_keep() -> None:
     assert columns["zone_fare_decayed_1m"][4] == pytest.approx(mean, rel=1e-6)
 
 
+def test_the_last_categories_are_codes_among_the_ids_and_not_numbers() -> None:
+    made = task(FEATURES + '[[features]]\nentity = "zone"\nvalue = "city"\nlast = 3\n')
+    assert made.numbers == TASK.numbers
+    assert [(b.name, b.kind, b.length, b.entity) for b in made.blocks] == [
+        ("zone_fare", "series", 2, "zone"), ("zone_city", "codes", 3, "zone"),
+    ]  # fmt: skip
+    for cuts in ((), (1, 3)):
+        rows = through_both_stages(made, cuts)
+        ids = rows.categories[:, made.schema.columns("zone_city")].tolist()
+        ulm, bonn = (int(codes(np.array([HIDDEN.one("city", name)]))[0]) for name in ("Ulm", "Bonn"))
+        # Zone 4 sees Ulm, Bonn, Ulm, Ulm; zone 5 one ride without a city.
+        assert ids == [[0, 0, 0], [ulm, 0, 0], [0, 0, 0], [bonn, ulm, 0], [ulm, bonn, ulm]]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=50))
+def test_a_code_is_a_whole_number_that_float32_holds_and_0_has_none(pseudonyms: list[int]) -> None:
+    found = codes(np.array([*pseudonyms, 0], np.int64))
+    assert np.isnan(found[-1])
+    known = found[:-1][np.array(pseudonyms, np.int64) != 0]
+    np.testing.assert_array_equal(known.astype(np.float32).astype(np.int64), known)
+    assert ((known >= 1) & (known <= 2**24)).all()
+
+
 def test_batches_do_not_matter() -> None:
     one, other = through_both_stages(TASK, ()), through_both_stages(TASK, (1, 2, 4))
     assert one.numbers.tobytes() == other.numbers.tobytes()
@@ -91,6 +117,7 @@ def test_another_half_life_is_another_schema() -> None:
             '"mean" needs a number field, and city is a category',
             "of a category use distinct",
         ),
+        ('value = "fare"\ndecay = ["1m"]\n', "", "last needs a number field or a category", "add value"),
         ("last = 2", "last = 99", "last must be a whole number from 1 to 32", "last = 5"),
         ('decay = ["1m"]', 'decay = ["soon"]', "'soon' is not a duration", '"30s"'),
     ],

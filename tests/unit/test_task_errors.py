@@ -59,7 +59,8 @@ def complaint(old: str, new: str) -> str:
             "keys here are family, embedding, rows, hidden, activation, tower, optimiser, learning_rate, "
             "batch_size, smallest_batch, weight_decay, clip_norm, momentum, nesterov, l1, l2, loss, "
             "positive_weight, focal_gamma, schedule, schedule_steps, schedule_factor, warmup_steps, "
-            "random_features, kernel_width, neighbours, window, trees, leaves, grace, split_confidence",
+            "units, layers, random_features, kernel_width, neighbours, window, trees, leaves, grace, "
+            "split_confidence",
         ),
         (
             "value =",
@@ -187,7 +188,7 @@ def complaint(old: str, new: str) -> str:
             'value = "city"',
             33,
             'the aggregate "mean" needs a number field, and city is a category',
-            "of a category use distinct; count stands in a table without value",
+            "of a category use distinct or last; count stands in a table without value",
         ),
         (
             'entity = "rider"',

@@ -5,19 +5,20 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from learners.batch import FAMILIES
+from learners.batch import FAMILIES, READS
 from learners.models import build_model
 from streams.task import load_task
 from streams.task_parse import parse_task
 from tests.stream_records import TRIPS, task
 
+BLOCKS = '[[features]]\nentity = "driver"\nvalue = "city"\nlast = 4\n'
 LINE = len((TRIPS + "[model]").splitlines())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_chosen_and_built(family: str) -> None:
     more = 'tower = ["city"]\n' if family == "two_tower" else ""
-    made = task(f'[model]\nfamily = "{family}"\n{more}')
+    made = task(f'[model]\nfamily = "{family}"\n{more}{BLOCKS}')
     assert made.model.family == made.challenger.family == family
     assert build_model(made.schema, made.model, 1).config.family == family
 
@@ -94,6 +95,13 @@ def test_what_makes_no_sense_is_refused_with_its_line(lines: list[str], at: int,
         task("[model]\n" + "\n".join(lines) + "\n")
     assert caught.value.message.startswith(f"trips.toml:{LINE + at}: {said}")
     assert caught.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize("family", READS)
+def test_a_family_with_nothing_to_read_says_what_to_add(family: str) -> None:
+    with pytest.raises(UserError, match=f"the family {family} has nothing to read in this task") as caught:
+        task(f'[model]\nfamily = "{family}"\n')
+    assert caught.value.fix.startswith("add ")
 
 
 def test_neighbours_that_take_too_much_say_so() -> None:

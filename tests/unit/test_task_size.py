@@ -14,6 +14,7 @@ from learners.weights import extract
 from streams.task import Task, load_task
 from streams.task_parse import parse_task
 from streams.task_size import LARGEST_MODEL, fitting_rows, whole_model_bytes
+from tests.learner_rows import RICH
 from tests.stream_records import TRIPS, task
 
 
@@ -24,10 +25,24 @@ def test_the_estimate_is_what_a_whole_model_takes(
     family: str, numbers: int, categories: int, hidden: tuple[int, ...]
 ) -> None:
     config = ModelConfig(family=family, embedding=4, rows=64, hidden=hidden)
-    schema = Schema(tuple(f"n{i}" for i in range(numbers)), tuple(f"c{i}" for i in range(categories)), "f")
+    schema = schema_of(numbers, categories)
+    check_estimate(config, schema)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_estimate_counts_what_blocks_take(family: str, layers: int) -> None:
+    check_estimate(ModelConfig(family=family, embedding=4, rows=64, units=8, layers=layers), RICH)
+
+
+def schema_of(numbers: int, categories: int) -> Schema:
+    return Schema(tuple(f"n{i}" for i in range(numbers)), tuple(f"c{i}" for i in range(categories)), "f")
+
+
+def check_estimate(config: ModelConfig, schema: Schema) -> None:
     model = build_model(schema, config, 0)
     sent = len(save(extract(model, torch.ones(len(model.table), dtype=torch.bool))))
-    estimate = whole_model_bytes(config, numbers, categories)
+    estimate = whole_model_bytes(config, schema)
     assert sent <= estimate <= sent + 5000
 
 
@@ -67,15 +82,15 @@ def test_without_rows_in_the_file_there_are_as_many_as_fit() -> None:
 def test_what_is_said_to_fit_fits(family: str) -> None:
     for categories in (1, 7, 60):
         config = ModelConfig(family=family)
-        rows = fitting_rows(config, 30, categories)
-        assert whole_model_bytes(replace(config, rows=rows), 30, categories) <= LARGEST_MODEL
-        assert whole_model_bytes(replace(config, rows=2 * rows), 30, categories) > LARGEST_MODEL
-    assert fitting_rows(ModelConfig(hidden=(8192, 8192)), 5, 1) == 0
-    assert fitting_rows(ModelConfig(), 5, 0) == 0
+        rows = fitting_rows(config, schema_of(30, categories))
+        assert whole_model_bytes(replace(config, rows=rows), schema_of(30, categories)) <= LARGEST_MODEL
+        assert whole_model_bytes(replace(config, rows=2 * rows), schema_of(30, categories)) > LARGEST_MODEL
+    assert fitting_rows(ModelConfig(hidden=(8192, 8192)), schema_of(5, 1)) == 0
+    assert fitting_rows(ModelConfig(), schema_of(5, 0)) == 0
 
 
 def test_the_built_in_tasks_are_far_below() -> None:
     for name in ("clicks", "transactions"):
         made = load_task(name)
-        size = whole_model_bytes(made.model, len(made.numbers), len(made.categories))
+        size = whole_model_bytes(made.model, made.schema)
         assert 4096 < size < LARGEST_MODEL / 2

@@ -14,7 +14,8 @@ from learners import challenger as trial
 from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
-from learners.drift import Alert, DriftConfig, LossDetector
+from learners.drift import Alert, DriftConfig
+from learners.loss_drift import LossDetector
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, Prequential, log_loss, metric_row
 from learners.shift import ShiftDetector

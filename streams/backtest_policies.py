@@ -19,7 +19,8 @@ from learners.arena import BUFFER, Arena
 from learners.batch import Batch
 from learners.buffer import Buffer
 from learners.challenger import Decision
-from learners.drift import Alert, LossDetector
+from learners.drift import Alert
+from learners.loss_drift import LossDetector
 from learners.prequential import log_loss
 from learners.shift import ShiftDetector
 from learners.trainer import Trainer

@@ -8,7 +8,15 @@ from typing import Any
 DAY_MS = 86_400_000
 NONE, MINUS = "\u2013", "\u2212"  # an en dash; a minus sign, which is as wide as a plus
 UNITS = ((DAY_MS, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms"))
-DETECTORS = {"adwin": "ADWIN on the loss", "psi": "population stability index"}
+DETECTORS = {
+    "ranks": "ranks of the loss",
+    "adwin": "ADWIN on the loss",
+    "page_hinkley": "Page and Hinkley's test on the loss",
+    "ddm": "DDM on the errors",
+    "eddm": "EDDM on the errors",
+    "kswin": "KSWIN on the loss",
+    "psi": "population stability index",
+}
 ACTIONS = {
     "freeze": "frozen copy kept",
     "start": "challenger started",

@@ -109,7 +109,7 @@ def test_a_sudden_drift_leads_to_an_alert_a_trial_and_a_better_champion(seed: in
 
     assert freeze.event_ms >= (CHANGE - 500) * SECOND > freeze.event_ms - 128 * SECOND
     assert (alert.level, alert.version) == ("loss", "L1.0")
-    assert CHANGE < int(alert.alert_id.removeprefix("adwin-")) <= CHANGE + 640
+    assert CHANGE < int(alert.alert_id.removeprefix("ranks-")) <= CHANGE + 640
     assert abs(alert.since_ms - CHANGE * SECOND) <= 256 * SECOND
     assert (warm.lineage, fresh.lineage) == ("L2", "L3")
     assert warm.evidence["alert_id"] == fresh.evidence["alert_id"] == alert.alert_id

@@ -1,0 +1,84 @@
+"""The detector on ranks: its budget of false alarms holds for any distribution; a change is seen soon."""
+
+import numpy as np
+import pytest
+
+from learners.ranks import LADDER, MEMORY, Change, RankDetector, bets
+
+BUDGET = 2_000  # blocks
+
+
+def values(kind: str, seed: int, count: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    match kind:
+        case "normal":
+            return random.normal(size=count)
+        case "heavy":  # no mean
+            return np.asarray(random.standard_cauchy(count))
+        case _:  # ties nearly always
+            return np.asarray((random.random(count) < 0.1).astype(float))
+
+
+def first_alarm(detector: RankDetector, blocks: np.ndarray) -> tuple[int, Change] | None:
+    """How many blocks it took, and what was said."""
+    for count, block in enumerate(blocks, 1):
+        if change := detector.update(np.array([block])):
+            return count, change
+    return None
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, MEMORY])
+def test_a_bet_on_a_uniform_rank_is_fair(count: int) -> None:
+    np.testing.assert_allclose(bets(count)[-1], count)
+    assert (np.diff(bets(count), axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "ties"])
+def test_alarms_without_a_change_are_no_more_frequent_than_the_budget_says(kind: str) -> None:
+    seen = alarms = 0
+    for seed in range(40):
+        found = first_alarm(RankDetector(BUDGET), values(kind, seed, 2 * BUDGET))
+        seen += found[0] if found else 2 * BUDGET
+        alarms += found is not None
+    assert (
+        0 < alarms <= seen / BUDGET
+    )  # and it would alarm: a detector that never does would pass the upper bound
+
+
+def test_what_gets_better_as_a_model_that_learns_brings_no_false_rise() -> None:
+    for seed in range(20):
+        blocks = values("normal", seed, 2_000) + 3 * np.exp(-np.arange(2_000) / 300)
+        detector = RankDetector(1e5)
+        for block in blocks:
+            change = detector.update(np.array([block]))
+            assert change is None or not change.rise
+            if change:
+                detector.restart([])
+
+
+@pytest.mark.parametrize(("shift", "within"), [(4.0, 8), (1.0, 60), (-1.0, 60), (0.3, 1_000)])
+def test_a_change_is_seen_soon_with_its_direction_and_beginning(shift: float, within: int) -> None:
+    late = []
+    for seed in range(20):
+        blocks = values("normal", seed, 600 + 2 * within)
+        blocks[600:] += shift
+        found = first_alarm(RankDetector(1e5), blocks)
+        assert found
+        count, change = found
+        assert change.rise == (shift > 0)
+        late.append((count - 600, abs(count - change.blocks - 600)))
+    delay, misplaced = np.median(late, axis=0)
+    assert 0 < delay <= within
+    assert misplaced <= within / 4
+
+
+def test_only_ranks_matter() -> None:
+    blocks = values("normal", 1, 900)
+    blocks[600:] += 1.0
+    one, other = (
+        first_alarm(RankDetector(1e4), np.exp(blocks)),
+        first_alarm(RankDetector(1e4), np.exp(2 * blocks)),
+    )
+    assert one is not None
+    assert other is not None
+    assert one[0] <= other[0] + LADDER[1]  # the sums of the larger scales depend on more than ranks

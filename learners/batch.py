@@ -40,6 +40,7 @@ MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "hidden": (1, 8192),
     "units": (1, 512),
     "layers": (1, 4),
+    "recent_labels": (1, 1_000_000),
     "batch_size": (1, 65536),
     "momentum": (0, 0.999),
     "l1": (0, 1e6),
@@ -218,6 +219,9 @@ class ModelConfig:
     hidden: tuple[int, ...] = field(default=(64, 32))
     activation: str = "relu"
     tower: tuple[str, ...] = ()  # columns of the second tower
+    recent_labels: tuple[
+        int, ...
+    ] = ()  # half-lives, in labels learned, of running means of them that are inputs
     optimiser: str = "adam"
     learning_rate: float = 0.002
     batch_size: int = 256
@@ -253,13 +257,17 @@ class ModelConfig:
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("schedule", self.schedule, SCHEDULES)
         for name, (low, high) in MODEL_BOUNDS.items():
-            if name != "hidden" and not low <= getattr(self, name) <= high:
+            if name not in ("hidden", "recent_labels") and not low <= getattr(self, name) <= high:
                 value = getattr(self, name)
                 raise UserError(f"model {name} is {value}", f"give a {name} from {low:g} to {high:g}")
         low, high = MODEL_BOUNDS["hidden"]
         if any(not low <= width <= high for width in self.hidden):
             fix = f"give every layer a width from {low:g} to {high:g}"
             raise UserError(f"model hidden is {list(self.hidden)}", fix)
+        low, high = MODEL_BOUNDS["recent_labels"]
+        if any(not low <= life <= high for life in self.recent_labels):
+            fix = f"give every half-life from {low:g} to {high:g} labels"
+            raise UserError(f"model recent_labels is {list(self.recent_labels)}", fix)
         if not self.learning_rate > 0 or not self.clip_norm > 0 or not self.weight_decay >= 0:
             raise UserError(
                 f"model learning_rate {self.learning_rate}, clip_norm {self.clip_norm}, "
@@ -276,7 +284,9 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` is its inverse."""
-        return {**asdict(self), "hidden": list(self.hidden), "tower": list(self.tower)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -286,8 +296,9 @@ class ModelConfig:
             known = ", ".join(cls.__dataclass_fields__)
             raise UserError(f"unknown model setting {unknown[0]!r}", f"use one of {known}")
         values = dict(raw)
-        if "hidden" in values:
-            values["hidden"] = tuple(int(width) for width in values["hidden"])
+        for name in ("hidden", "recent_labels"):
+            if name in values:
+                values[name] = tuple(int(number) for number in values[name])
         if "tower" in values:
             values["tower"] = tuple(str(name) for name in values["tower"])
         return cls(**values)

@@ -3,20 +3,76 @@
 Both promise the same: a step is accepted whole, or it is rejected and every bit is as before.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from learners.batch import ModelConfig
+from learners.batch import ModelConfig, Schema
 from learners.models import Counter, Net
 from learners.optim import Optimiser
 from learners.schedules import Schedule
 
+LARGEST_COMPILED = 64  # rows of a step; above, torch's matrix products make up for what its calls cost
+COMPILED_FAMILIES = ("dcn", "deepfm", "logistic", "mlp")
+COMPILED_OPTIMISERS = ("sgd", "adagrad", "adam", "adamw")
 
-class GradientLesson:
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of some steps: the table rows [u] they touched, how many `examples` were learned in how many `steps`,
+    how many steps were rejected, and the rows' probabilities [n] before their own step, if they were wanted.
+    """
+
+    touched: Tensor
+    examples: int
+    steps: int
+    rejected: int
+    scores: Tensor | None
+
+
+class Steps:
+    """What both kinds of lessons share: a call of `learn` is one step."""
+
+    model: Net | Counter
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the next step."""
+        raise NotImplementedError
+
+    @property
+    def stride(self) -> int:
+        """Rows of the next call of `learn`."""
+        return self.batch_size
+
+    def step(
+        self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> Tensor | None:
+        """Learn a step; the table rows that it touched, or None if it was rejected."""
+        raise NotImplementedError
+
+    def learn(
+        self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor, *, scored: bool = False
+    ) -> Learned:
+        """Learn raw numbers [n, N], table rows [n, C], labels and weights [n]; with `scored` each is scored before."""
+        scores = None
+        if scored:
+            with torch.inference_mode():
+                scores = self.model.probability(numbers, functional.embedding(index, self.model.table))
+        # None is not only faster: a sum with weights that are all 1 may differ from a plain one in the last bit.
+        touched = self.step(numbers, index, label, None if bool((weight == 1.0).all()) else weight)
+        if touched is None:
+            return Learned(index.new_empty(0), 0, 0, 1, scores)
+        return Learned(touched, len(label), 1, 0, scores)
+
+
+class GradientLesson(Steps):
     """A net, its optimiser and its schedule."""
+
+    model: Net
 
     def __init__(self, model: Net, config: ModelConfig) -> None:
         self.model = model
@@ -48,6 +104,7 @@ class GradientLesson:
             self.model.restore(former)
             return None
         self.optimiser.accept(proposal)
+        self.model.remember(label)
         self.schedule.advance(float(loss.detach()) if self.schedule.needs_loss else 0.0)
         return unique
 
@@ -88,12 +145,19 @@ class GradientLesson:
         self.schedule.load(record)
 
 
-class CountingLesson:
+class CountingLesson(Steps):
     """A family that learns by itself; everything that it keeps is its own."""
+
+    model: Counter
 
     def __init__(self, model: Counter, config: ModelConfig) -> None:
         self.model = model
-        self.batch_size = config.batch_size
+        self._batch_size = config.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        return self._batch_size
 
     def step(
         self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None = None
@@ -135,9 +199,28 @@ class CountingLesson:
         """Nothing more."""
 
 
+def is_compiled(schema: Schema, config: ModelConfig, device: torch.device) -> bool:
+    """Whether a net learns by `CompiledLesson`.
+
+    That is decided by columns, settings and device, never by the data, so that the same batches give the same bits.
+    """
+    plain = config.loss in ("auto", "bce") and config.activation == "relu" and not config.momentum
+    steady = (
+        not config.smallest_batch and config.schedule != "plateau" and config.batch_size <= LARGEST_COMPILED
+    )
+    known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
+    return plain and steady and known and device.type == "cpu" and not schema.blocks
+
+
 Lesson = GradientLesson | CountingLesson
 
 
 def lesson_of(model: Net | Counter, config: ModelConfig) -> Lesson:
-    """The way in which the model's family learns."""
-    return GradientLesson(model, config) if isinstance(model, Net) else CountingLesson(model, config)
+    """The way in which the model's family learns, compiled where these settings take steps of a few rows."""
+    if isinstance(model, Counter):
+        return CountingLesson(model, config)
+    if is_compiled(model.schema, config, model.table.device):
+        from learners.compiled import CompiledLesson  # only who learns so waits for the compiler
+
+        return CompiledLesson(model, config)
+    return GradientLesson(model, config)

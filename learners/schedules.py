@@ -42,9 +42,18 @@ class Schedule:
     @property
     def share(self) -> float:
         """What the learning rate is multiplied by in the next step; exactly 1.0 for a constant rate."""
+        return self._share(self.steps)
+
+    def shares(self, count: int) -> list[float]:
+        """`share` of the next steps, none of which `needs_loss`."""
+        if self.config.schedule == "constant" and self.steps >= self.config.warmup_steps:
+            return [1.0] * count
+        return [self._share(self.steps + ahead) for ahead in range(count)]
+
+    def _share(self, steps: int) -> float:
         config = self.config
-        warm = min(1.0, (self.steps + 1) / (config.warmup_steps + 1))
-        after = max(self.steps - config.warmup_steps, 0)
+        warm = min(1.0, (steps + 1) / (config.warmup_steps + 1))
+        after = max(steps - config.warmup_steps, 0)
         return warm * max(self._decayed(after / config.schedule_steps), SMALLEST_SHARE)
 
     def _decayed(self, periods: float) -> float:
@@ -74,9 +83,9 @@ class Schedule:
         """Whether `advance` looks at the loss: reading it from a GPU costs a wait."""
         return self.config.schedule == "plateau"
 
-    def advance(self, loss: float) -> None:
-        """Count an accepted step and, if `needs_loss`, its mean loss."""
-        self.steps += 1
+    def advance(self, loss: float, steps: int = 1) -> None:
+        """Count an accepted step and, if `needs_loss`, its mean loss; several where it does not."""
+        self.steps += steps
         if not self.needs_loss:
             return
         self._total += loss

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learners import weights
 from learners.batch import Batch, ModelConfig, Schema
-from learners.lesson import lesson_of
+from learners.lesson import Learned, lesson_of
 from learners.models import Counter, build_model
 from learners.models.base import tensor
 from learners.weights import Update
@@ -83,27 +83,34 @@ class Trainer:
         Labels must be 0 or 1; a step whose loss, gradient or new weights are not finite (a label that is NaN
         or infinite is one cause) changes nothing and counts in `dropped`.
         """
+        self._work(batch, scored=False)
+
+    def test_then_train(self, batch: Batch) -> NDArray[np.float32]:
+        """`train`, and the probabilities float32 [n] of the rows, each by the weights before the step of its row."""
+        return torch.cat(self._work(batch, scored=True)).cpu().numpy()
+
+    def _work(self, batch: Batch, *, scored: bool) -> list[Tensor]:
         numbers, index = self.model.inputs(batch.numbers, batch.categories)
         label = tensor(batch.label, self.device)
-        weight, alike = tensor(batch.weight, self.device), batch.weight == 1.0
-        start = 0
+        weight = tensor(batch.weight, self.device)
+        scores, start = [label[:0]], 0
         while start < len(batch):
-            part = slice(start, start + self.lesson.batch_size)
-            # None is not only faster: a sum with weights that are all 1 may differ from a plain one in the last bit.
-            weighted = None if alike[part].all() else weight[part]
-            self._step(numbers[part], index[part], label[part], weighted)
+            part = slice(start, start + self.lesson.stride)
+            learned = self.lesson.learn(numbers[part], index[part], label[part], weight[part], scored=scored)
+            self._note(learned)
+            if scored and learned.scores is not None:
+                scores.append(learned.scores)
             start = part.stop
+        return scores
 
-    def _step(self, numbers: Tensor, index: Tensor, label: Tensor, weight: Tensor | None) -> None:
-        touched = self.lesson.step(numbers, index, label, weight)
-        if touched is None:
-            self.dropped += 1
-            return
-        self.touched[touched] = True
-        self.changed[touched] = True
-        self.unsent = True
-        self.examples += len(label)
-        self.steps += 1
+    def _note(self, learned: Learned) -> None:
+        self.dropped += learned.rejected
+        if learned.steps:
+            self.touched[learned.touched] = True
+            self.changed[learned.touched] = True
+            self.unsent = True
+            self.examples += learned.examples
+            self.steps += learned.steps
 
     def delta(self) -> Update:
         """The next refresh: table rows changed since the last update, and everything dense. Advances

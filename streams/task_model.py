@@ -14,6 +14,7 @@ _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "activation": ("family", _NETS),
     "units": ("family", tuple(READS)),
     "layers": ("family", SEQUENCE_FAMILIES),
+    "recent_labels": ("family", ("dcn", "deepfm", "mlp", "logistic")),
     "tower": ("family", ("two_tower",)),
     "momentum": ("optimiser", ("sgd",)),
     "nesterov": ("optimiser", ("sgd",)),

@@ -61,6 +61,7 @@ CHOICES = {
     "schedule": SCHEDULES,
     "policy": POLICIES,
 }
+_WHOLE_NUMBERS = {"hidden": ("layer sizes", "[64, 32]"), "recent_labels": ("half-lives", "[4, 24, 96]")}
 _BOUNDS: dict[str, tuple[float, float]] = {
     **MODEL_BOUNDS, "learning_rate": (1e-9, 10), "weight_decay": (0, 1), "clip_norm": (1e-6, 1e6),
 }  # fmt: skip
@@ -210,13 +211,14 @@ def _setting(table: Table, key: str, default: Any) -> Any:
         return table.number(key, default, low, high, example=f"{default:g}")
     if isinstance(default, str):
         return table.text(key, shown(default))
-    if key != "hidden":
+    if key not in _WHOLE_NUMBERS:
         return table.strings(key, default, '["a_column"]')
+    what, example = _WHOLE_NUMBERS[key]
     sizes = table.data[key]
     whole = isinstance(sizes, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in sizes)
     if not whole or len(sizes) > 16 or not all(low <= size <= high for size in sizes):
-        said = f"{table.name(key)} must be a list of at most 16 layer sizes from {low:g} to {high:g}"
-        table.fail(key, said, "for example hidden = [64, 32]")
+        said = f"{table.name(key)} must be a list of at most 16 {what} from {low:g} to {high:g}"
+        table.fail(key, said, f"for example {key} = {example}")
     return tuple(sizes)
 
 

@@ -56,7 +56,8 @@ def _row_bytes(config: ModelConfig) -> int:
 def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
     """Layers and running statistics, float32; see `learners.models`."""
     numbers, categories = len(schema.numbers), len(schema.categories)
-    statistics = 3 * numbers + 2
+    statistics = 3 * numbers + 2 + len(config.recent_labels)
+    numbers += len(config.recent_labels)
     inputs = numbers + len(schema.fields) * config.embedding
     match config.family:
         case "logistic" | "svm" | "rff_svm":
@@ -66,7 +67,7 @@ def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
         case "naive_bayes":
             layers = 6 * numbers
         case "knn":
-            layers = config.window * (numbers + categories + 1) + 2
+            layers = config.window * (numbers + categories + 2) + 2
         case "hoeffding_tree":
             layers = 1 + (_NODE + _OBSERVED * (numbers + categories)) * (2 * config.leaves - 1)
         case "adaptive_random_forest":

@@ -34,8 +34,9 @@ class EventModel(nn.Module):
     Shapes: numbers float32 [n, N] raw values (NaN or infinite: unknown or clipped), categories int64 [n, I]
     (0: missing), of which the first C are categories and the rest those of blocks. A step sees what `inputs` makes
     of them: the numbers with `extra` columns behind them, and a table row for each of the F ids that the family
-    looks up. State that changes only in training, by `observe`: `mean`, `var`, `count` [N] and `seen` [2]
-    (negatives, positives).
+    looks up. State that changes only in training: by `observe` `mean`, `var`, `count` [N] and `seen` [2]
+    (negatives, positives), by `remember` `recent` [E], the share of positives among the labels learned of late, one
+    for each half-life of `config.recent_labels`.
     """
 
     embedded: ClassVar[tuple[str, ...]] = ()
@@ -47,6 +48,8 @@ class EventModel(nn.Module):
     var: Tensor
     count: Tensor
     seen: Tensor
+    recent: Tensor
+    fade: Tensor
 
     def __init__(self, schema: Schema, config: ModelConfig, table: Tensor) -> None:
         super().__init__()
@@ -65,6 +68,9 @@ class EventModel(nn.Module):
         self.register_buffer("var", torch.ones(numbers))
         self.register_buffer("count", torch.zeros(numbers))
         self.register_buffer("seen", torch.zeros(2))
+        half_lives = torch.tensor(config.recent_labels, dtype=torch.float32)
+        self.register_buffer("recent", torch.full((len(half_lives),), 0.5))
+        self.register_buffer("fade", 1.0 - 0.5 ** (1.0 / half_lives), persistent=False)
 
     def predict(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities float32 [n] of the positive class; raises ValueError for other column counts."""
@@ -141,13 +147,22 @@ class EventModel(nn.Module):
         """`seen` after `fresh` [2] further negatives and positives."""
         return torch.where(self.seen.sum() < BASE_RATE_ROWS, self.seen + fresh, self.seen)
 
+    @torch.no_grad()
+    def remember(self, label: Tensor) -> None:
+        """Folds labels [n] in their order into `recent`: after their step was accepted, which must not see them."""
+        if len(self.recent):
+            age = torch.arange(len(label) - 1, -1, -1, device=label.device)[:, None]
+            keep = 1.0 - self.fade
+            self.recent = keep ** len(label) * self.recent + (label[:, None] * self.fade * keep**age).sum(0)
+
     def restore(self, former: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         """Takes back an `observe` (of a step that was rejected)."""
         self.mean, self.var, self.count, self.seen = former
 
     def statistics(self) -> dict[str, Tensor]:
         """The running statistics by name: the buffers that travel whole, as the parameters do."""
-        return {"mean": self.mean, "var": self.var, "count": self.count, "seen": self.seen}
+        named = {"mean": self.mean, "var": self.var, "count": self.count, "seen": self.seen}
+        return named | ({"recent": self.recent} if len(self.recent) else {})
 
     def problem(self, tensors: dict[str, Tensor]) -> str | None:
         """What else is wrong with statistics and rows of the right shapes, all finite; None if nothing is."""

@@ -21,13 +21,13 @@ class Perceptron(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        inputs = len(schema.numbers) + len(schema.fields) * config.embedding
+        inputs = len(schema.numbers) + len(config.recent_labels) + len(schema.fields) * config.embedding
         self.deep = deep_net(self, inputs, config.hidden)
         self.output = self.linear((config.hidden or (inputs,))[-1], 1, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        first = torch.cat((scaled, rows[:, :, 1:].flatten(1)), 1)
+        first = torch.cat((self.beside(scaled), rows[:, :, 1:].flatten(1)), 1)
         logits: Tensor = self.output(self.deep(first)).squeeze(1)
         return logits + rows[:, :, 0].sum(1)
 
@@ -37,7 +37,7 @@ class CrossNet(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        inputs = len(schema.numbers) + len(schema.fields) * config.embedding
+        inputs = len(schema.numbers) + len(config.recent_labels) + len(schema.fields) * config.embedding
         # Products start at zero: a fresh net cannot explode on the first rows.
         self.crosses = nn.ModuleList(self.linear(inputs, inputs, zero=True) for _ in range(CROSS_LAYERS))
         self.deep = deep_net(self, inputs, config.hidden)
@@ -45,7 +45,7 @@ class CrossNet(Net):
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        first = torch.cat((scaled, rows[:, :, 1:].flatten(1)), 1)
+        first = torch.cat((self.beside(scaled), rows[:, :, 1:].flatten(1)), 1)
         crossed = first
         for cross in self.crosses:
             crossed = torch.addcmul(crossed, first, cross(crossed))
@@ -58,7 +58,7 @@ class DeepFM(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1 + config.embedding)
-        numbers = len(schema.numbers)
+        numbers = len(schema.numbers) + len(config.recent_labels)
         inputs = numbers + len(schema.fields) * config.embedding
         self.directions = nn.Parameter(
             torch.empty(numbers, config.embedding)
@@ -70,7 +70,7 @@ class DeepFM(Net):
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        embeddings = rows[:, :, 1:]
+        scaled, embeddings = self.beside(scaled), rows[:, :, 1:]
         deep = self.deep(torch.cat((scaled, embeddings.flatten(1)), 1))
         logits: Tensor = self.output(torch.cat((scaled, deep), 1)).squeeze(1)
         return logits + rows[:, :, 0].sum(1) + self.pairs(scaled, embeddings)

@@ -21,11 +21,11 @@ class Logistic(Net):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
         super().__init__(schema, config, seed, width=1)
-        self.output = self.linear(len(schema.numbers), 1, zero=True)
+        self.output = self.linear(len(schema.numbers) + len(config.recent_labels), 1, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        logits: Tensor = self.output(scaled).squeeze(1) + rows.sum((1, 2))
+        logits: Tensor = self.output(self.beside(scaled)).squeeze(1) + rows.sum((1, 2))
         return logits
 
 

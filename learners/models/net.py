@@ -95,6 +95,14 @@ class Net(EventModel):
         """Logits [n] without the base rate, of scaled numbers [n, N] and table rows [n, fields, width]."""
         raise NotImplementedError
 
+    def beside(self, scaled: Tensor) -> Tensor:
+        """Scaled numbers [n, N] and, as further numbers, how far `recent` is from the base rate [n, N + E]."""
+        if not len(self.recent):
+            return scaled
+        rate = (self.seen[1] + 1.0) / (self.seen.sum() + 2.0)
+        recent = (self.recent - rate) * torch.rsqrt(rate * (1.0 - rate))
+        return torch.cat((scaled, recent.expand(len(scaled), -1)), 1)
+
     def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
         """What a step makes smaller: the mean loss of rows [n] with weights [n] (None: all 1), a scalar."""
         return self.loss(self.logits(numbers, rows), label, weight)

@@ -20,7 +20,10 @@ _NONE = np.zeros(0, np.bool_)  # stands for no corrections
 
 # The families whose weights move along a gradient, and those that count, remember or split instead.
 SEQUENCE_FAMILIES = ("rnn", "gru", "lstm", "transformer")
-GRADIENT_FAMILIES = ("dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm", *SEQUENCE_FAMILIES)
+TEXT_FAMILIES = ("text_cnn", "text_rnn_cnn")
+GRADIENT_FAMILIES = (
+    "dcn", "deepfm", "logistic", "mlp", "two_tower", "svm", "rff_svm", *SEQUENCE_FAMILIES, *TEXT_FAMILIES, "image_cnn",
+)  # fmt: skip
 COUNTING_FAMILIES = ("naive_bayes", "knn", "hoeffding_tree", "adaptive_random_forest")
 FAMILIES = GRADIENT_FAMILIES + COUNTING_FAMILIES
 MARGIN_FAMILIES = ("svm", "rff_svm")
@@ -31,7 +34,11 @@ LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
 SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
 
 # What a family is made for: the kinds of blocks that it reads as they are, and not as a mean of embeddings.
-READS: dict[str, tuple[str, ...]] = dict.fromkeys(SEQUENCE_FAMILIES, ("series", "codes"))
+READS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(SEQUENCE_FAMILIES, ("series", "codes")),
+    **dict.fromkeys(TEXT_FAMILIES, ("text",)),
+    "image_cnn": ("image",),
+}
 
 # What a number of a `ModelConfig` may be, both ends included; `hidden` is one width of it.
 MODEL_BOUNDS: dict[str, tuple[float, float]] = {
@@ -239,7 +246,7 @@ class ModelConfig:
     schedule_steps: int = 10_000
     schedule_factor: float = 0.3
     warmup_steps: int = 0
-    units: int = 32  # of what reads a sequence
+    units: int = 32  # of what reads a sequence, a text or an image
     layers: int = 1
     random_features: int = 256
     kernel_width: float = 1.0

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.contents import columns_of, reader_of
 from streams.privacy import Pseudonymiser
 from streams.rows import Labels, Rows
 from streams.task import Field, Task
@@ -56,6 +57,9 @@ class EventDecoder:
         self._decoder = _decoder([(n, _json_type(n, fields.get(n), task)) for n in self._names])
         self._at = {name: i for i, name in enumerate(self._names)}
         self._checks = [(self._at[f.name], f, _check(f)) for f in event.fields]
+        self._readers = [
+            (self._at[f.name], f.name, reader_of(f)) for f in event.fields if f.block is not None
+        ]
         self._clock = _Clock(event.time, task)
         numbers = [f.name for f in event.fields if f.type == "number" and f.model]
         self._model_numbers = [task.number_fields.index(name) for name in numbers]
@@ -91,7 +95,18 @@ class EventDecoder:
         for at, field, check in self._checks:
             if event[at] is not None:  # only an optional field can be
                 check(field, event[at])
-        return event
+        return self._contents(event) if self._readers else event
+
+    def _contents(self, event: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The event with what is kept of its texts, lists and images in their place."""
+        values = list(event)
+        for at, name, read in self._readers:
+            if values[at] is not None:
+                try:
+                    values[at] = read(values[at])
+                except ValueError as error:
+                    raise _Refused("invalid", f"{name} {error}") from None
+        return tuple(values)
 
     def _rows(self, records: list[Any], events: list[tuple[Any, ...]], times: list[int]) -> Rows:
         task, n = self._task, len(records)
@@ -132,12 +147,19 @@ class EventDecoder:
         empty = np.zeros((n, 0), np.int64)
         return (
             np.column_stack([empty, *(known[name] for name in entities)]),
-            np.column_stack([empty, *(known[name] for name in self._task.categories), *self._blocks(n)]),
+            np.column_stack(
+                [empty, *(known[name] for name in self._task.categories), *self._blocks(columns, n)]
+            ),
         )
 
-    def _blocks(self, n: int) -> list[NDArray[np.int64]]:
-        """The int64 columns [n, width] of each block."""
-        return [np.zeros((n, block.width), np.int64) for block in self._task.blocks]
+    def _blocks(self, columns: list[Any], n: int) -> list[NDArray[np.int64]]:
+        """The int64 columns [n, width] of each block; those that are features come later, and are 0 so far."""
+        return [
+            np.zeros((n, block.width), np.int64)
+            if block.entity
+            else columns_of(block, columns[self._at[block.name]], self._pseudonymiser)
+            for block in self._task.blocks
+        ]
 
 
 class LabelDecoder:
@@ -246,9 +268,15 @@ def _json(decoder: msgspec.json.Decoder[Any], record: Any, limit: int) -> tuple[
         raise _Refused("malformed", "nested too deeply") from None
 
 
+_CATEGORY = str | int | float | bool
+_JSON: dict[str, Any] = {
+    "number": float, "category": _CATEGORY, "text": str, "list": list[_CATEGORY], "image": str,
+}  # fmt: skip
+
+
 def _json_type(name: str, field: Field | None, task: Task) -> Any:
     if field is not None:
-        kind = float if field.type == "number" else str | int | float | bool
+        kind = _JSON[field.type]
         return kind if field.required else kind | None
     return str | int if name == task.event.id else JSON_TYPES.get(task.event.time_format, str)
 
@@ -262,7 +290,11 @@ def _check_id(name: str, value: Any) -> None:
 
 
 def _check(field: Field) -> Callable[[Field, Any], None]:
-    return _check_number if field.type == "number" else _check_category
+    checks: dict[str, Callable[[Field, Any], None]] = {
+        "number": _check_number, "category": _check_category, "text": _check_category, "list": _check_list,
+        "image": _check_nothing,
+    }  # fmt: skip
+    return checks[field.type]
 
 
 def _check_number(field: Field, value: float) -> None:
@@ -280,6 +312,15 @@ def _check_category(field: Field, value: Any) -> None:
         raise _Refused(
             "invalid", f"{field.name} has {size} characters, more than max_length {field.max_length}"
         )
+
+
+def _check_list(field: Field, values: list[Any]) -> None:
+    for value in values:
+        _check_category(field, value)
+
+
+def _check_nothing(field: Field, value: Any) -> None:
+    """An image is checked as it is read."""
 
 
 def _characters(value: Any) -> int:

@@ -8,6 +8,7 @@ Start-up of every role passes here, so nothing heavy (torch, feast) may be impor
 
 import hashlib
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,16 +28,40 @@ CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 class Field:
     """One field of the event's JSON. `model` says whether the model sees it or only checks and features do.
 
-    `min` and `max` bound a number (both included, None for no bound); `max_length` bounds a category's text.
+    `min` and `max` bound a number (both included, None for no bound); `max_length` bounds the text of a category, of a
+    text, or of one value of a list. The rest says what the model sees: at most so many `tokens` of a text and how they
+    are `split`, at most so many `items` of a list, the `height`, `width` and `channels` that an image is brought to.
     """
 
     name: str
-    type: str  # "number" or "category"
+    type: str  # "number", "category", "text", "list" or "image"
     required: bool = True
     min: float | None = None
     max: float | None = None
     max_length: int = 256
     model: bool = True
+    tokens: int = 32
+    split: str = "words"  # or "characters"
+    items: int = 16
+    height: int = 16
+    width: int = 16
+    channels: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image as the model sees it."""
+        return self.height, self.width, self.channels
+
+    @property
+    def block(self) -> Block | None:
+        """What the model reads of it as one thing, if it is a text, a list or an image."""
+        if self.type == "text":
+            return Block(self.name, "text", self.tokens)
+        if self.type == "list":
+            return Block(self.name, "list", self.items)
+        if self.type == "image":
+            return Block(self.name, "image", math.prod(self.shape), shape=self.shape)
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,7 +190,7 @@ class Task:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """What the model reads as one: the last values of an entity, entity by entity."""
+        """What the model reads as one: the last values of an entity, entity by entity; texts, lists; then images."""
         last = [
             (view.entity, feature.value, feature.place)
             for view in self.views.values()
@@ -173,10 +198,12 @@ class Task:
             if feature.aggregate == "last" and feature.value is not None
         ]
         lengths = {(entity, value): place for entity, value, place in last}  # the last place is the length
-        return tuple(
+        blocks = [
             Block(f"{entity}_{value}", "series" if value in self.number_fields else "codes", length, entity)
             for (entity, value), length in lengths.items()
-        )
+        ]
+        blocks += [field.block for field in self.event.fields if field.block is not None and field.model]
+        return tuple(sorted(blocks, key=lambda block: block.kind == "image"))
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
@@ -203,6 +230,7 @@ class Task:
             "time": [self.event.time, self.event.time_format],
             "views": [view.fingerprint for view in self.views.values()],
             "blocks": [block.to_dict() for block in self.blocks],
+            "split": [field.split for field in self.event.fields if field.type == "text" and field.model],
             "label": [label.field, label.time, label.delay_ms, label.window_ms, label.missing]
             if rated
             else None,

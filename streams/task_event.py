@@ -8,9 +8,19 @@ from streams.task import Entity, EventSpec, Field
 from streams.task_toml import REQUIRED, Table, listed, nearest, shown
 from streams.times import directives
 
-FIELD = ("type", "required", "min", "max", "max_length", "model")
-TYPES = ("number", "category")
-PLANNED_TYPES = ("text", "image", "list")
+FIELD = (
+    "type", "required", "min", "max", "max_length", "model", "tokens", "split", "items", "height", "width", "channels",
+)  # fmt: skip
+TYPES = ("number", "category", "text", "list", "image")
+SPLITS = ("words", "characters")
+# The types that a key is for; all others are for every type.
+_KEY_OF = {
+    "min": ("number",), "max": ("number",), "max_length": ("category", "text", "list"),
+    "tokens": ("text",), "split": ("text",), "items": ("list",),
+    "height": ("image",), "width": ("image",), "channels": ("image",),
+}  # fmt: skip
+LONGEST_TEXT = 4096
+"""Characters of a text, where `max_length` does not say."""
 TIME_FORMATS = ("iso8601", "epoch_ms", "epoch_s")
 # Quotes, backslashes and control characters cannot be in the name of a field that msgspec decodes.
 _FIELD_NAME = r'[^\x00-\x1f\x7f"\\]{1,128}'
@@ -80,22 +90,36 @@ def _field(declared: Table, name: str, use: str) -> Field:
     """One declared field. `use` says what else it is for, if anything."""
     _check_place(declared, name, use)
     table = declared.table(name, FIELD)
-    kind = table.text("type", '"number"', REQUIRED)
-    if kind in PLANNED_TYPES:
-        fix = f"use {listed(TYPES)}, or leave the field out"
-        table.fail("type", f"fields of type {shown(kind)} are not supported yet", fix)
     kind = table.choice("type", TYPES, REQUIRED)
-    if use and kind == "number":
-        table.fail("type", f"{name} is {use} and cannot be a number", 'write type = "category"')
-    for key in ("min", "max") if kind == "category" else ("max_length",):
-        if key in table.data:
-            fix = f"remove it, or write type = {shown(TYPES[kind == 'number'])}"
-            table.fail(key, f"{table.name(key)} has no meaning for a {kind}", fix)
+    if use and kind != "category":
+        said = f"{name} is {use} and cannot be {_a(kind)}"
+        table.fail("type", said, 'write type = "category"')
+    for key, kinds in _KEY_OF.items():
+        if key in table.data and kind not in kinds:
+            fix = f"remove it, or write type = {shown(kinds[0])}"
+            table.fail(key, f"{table.name(key)} has no meaning for {_a(kind)}", fix)
     low, high = table.number("min", None, example="0"), table.number("max", None, example="100")
     if low is not None and high is not None and low > high:
         table.fail("max", f"{table.name('max')} = {high:g} is below min = {low:g}", "swap the two")
-    length = table.integer("max_length", 256, 1, 65536)
-    return Field(name, kind, table.flag("required", True), low, high, length, table.flag("model", True))
+    usual = Field(name, kind)
+    channels = table.integer("channels", usual.channels, 1, 3)
+    if channels == 2:
+        table.fail("channels", f"{table.name('channels')} is 2", "write 1 (grey) or 3 (red, green, blue)")
+    return Field(
+        name, kind, table.flag("required", True), low, high,
+        table.integer("max_length", LONGEST_TEXT if kind == "text" else usual.max_length, 1, 65536),
+        table.flag("model", True),
+        table.integer("tokens", usual.tokens, 1, 256),
+        table.choice("split", SPLITS, usual.split),
+        table.integer("items", usual.items, 1, 64),
+        table.integer("height", usual.height, 4, 32),
+        table.integer("width", usual.width, 4, 32),
+        channels,
+    )  # fmt: skip
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "image" else f"a {kind}"
 
 
 def _check_place(declared: Table, name: str, use: str) -> None:

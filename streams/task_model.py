@@ -62,6 +62,8 @@ def check_used(table: Table, config: ModelConfig) -> None:
 
 _BLOCKS = {
     "series": "add last = 8 to one of [[features]]",
+    "text": 'add a field such as comment = { type = "text" } under [event.fields]',
+    "image": 'add a field such as photo = { type = "image" } under [event.fields]',
 }
 
 

@@ -175,7 +175,7 @@ def _views(root: Table, entities: tuple[Entity, ...], event: EventSpec) -> dict[
 
 def _privacy(root: Table, event: EventSpec) -> Privacy:
     table = root.table("privacy", PRIVACY)
-    categories = [field.name for field in event.fields if field.type == "category"]
+    categories = [f.name for f in event.fields if f.type in ("category", "text", "list")]
     listed_fields = table.strings("pseudonymise", (), '["user_id"]')
     for name in listed_fields:
         if name not in (event.id, *categories):

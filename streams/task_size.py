@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from learners.batch import COUNTING_FAMILIES, MARGIN_FAMILIES, READS, ModelConfig, Schema
+from learners.batch import COUNTING_FAMILIES, MARGIN_FAMILIES, READS, SEQUENCE_FAMILIES, ModelConfig, Schema
 from learners.blocks import Block
 
 LARGEST_MODEL = 15 << 20
@@ -101,7 +101,20 @@ def _net_size(config: ModelConfig, numbers: int, inputs: int) -> int:
 
 def _encoders(config: ModelConfig, schema: Schema) -> list[tuple[int, int]]:
     """Width and weights of each encoder of a family that reads blocks."""
-    return [_sequence(config, blocks) for blocks in _by_entity(schema.of_kind("series", "codes"))]
+    if config.family in SEQUENCE_FAMILIES:
+        return [_sequence(config, blocks) for blocks in _by_entity(schema.of_kind("series", "codes"))]
+    units, size = config.units, config.embedding
+    if config.family == "text_cnn":
+        return [(3 * units, units * (9 * size + 3)) for _ in schema.of_kind("text")]
+    if config.family == "text_rnn_cnn":
+        return [(units, units * (3 * (size + units + 2) + 3 * units + 1)) for _ in schema.of_kind("text")]
+    return [(units, _image(units, *block.shape)) for block in schema.of_kind("image")]
+
+
+def _image(units: int, height: int, width: int, channels: int) -> int:
+    half = max(1, units // 2)
+    layers = half * (9 * channels + 1) + units * (9 * half + 1)
+    return layers + units * (units * (height // 4) * (width // 4) + 1)
 
 
 def _by_entity(blocks: tuple[Block, ...]) -> list[list[Block]]:

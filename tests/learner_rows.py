@@ -24,7 +24,7 @@ RICH = Schema(
         Block("card_shop", "codes", 4, "card"),
         Block("comment", "text", 6),
         Block("tags", "list", 3),
-        Block("photo", "image", 3 * 4, shape=(3, 4, 1)),
+        Block("photo", "image", 5 * 4, shape=(5, 4, 1)),
     ),
 )
 CONFIG = ModelConfig(embedding=4, rows=2048, hidden=(16, 8), batch_size=32, learning_rate=0.01)

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import torch
 
-from learners.batch import SEQUENCE_FAMILIES, ModelConfig, Schema
+from learners.batch import SEQUENCE_FAMILIES, TEXT_FAMILIES, ModelConfig, Schema
 from learners.models.base import EventModel
 from learners.models.counting import Counter
 from learners.models.net import Net
@@ -19,6 +19,8 @@ _FAMILIES = {
     "svm": "linear.LinearSVM",
     "rff_svm": "linear.KernelSVM",
     **dict.fromkeys(SEQUENCE_FAMILIES, "sequence.SequenceNet"),
+    **dict.fromkeys(TEXT_FAMILIES, "text.TextNet"),
+    "image_cnn": "image.ImageNet",
     "naive_bayes": "counting.NaiveBayes",
     "knn": "counting.Neighbours",
     "hoeffding_tree": "forest.HoeffdingTree",

@@ -4,6 +4,9 @@ A `Reader` is a multilayer perceptron (as `factorization.Perceptron`) whose inpu
 sequences, texts and images differ only in the encoder.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -54,3 +57,20 @@ class Reader(Net):
         at: int = self.schema.columns(block.name).start
         filled = self.filled(numbers, at, block.length)
         return rows[:, at : at + block.length, 1:] * filled[:, :, None], filled
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def drawn(net: Net, make: Callable[[], Layer]) -> Layer:
+    """A layer of torch's whose weights are drawn from the net's own seed; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):  # torch's own first weights are drawn and thrown away
+        layer = make()
+    with torch.no_grad():
+        for name, weight in layer.named_parameters():
+            if name.startswith("bias"):
+                weight.zero_()
+            else:
+                bound = weight[0].numel() ** -0.5
+                weight.uniform_(-bound, bound, generator=net.generator)
+    return layer

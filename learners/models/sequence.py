@@ -6,16 +6,21 @@ round, so that the oldest event comes first, and has as many steps as its longes
 new has none and gets a vector of zeros.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learners.batch import ModelConfig, Schema
+from learners.batch import Schema
 from learners.blocks import Block
-from learners.models.reader import Encoder, Reader
+from learners.models.reader import Encoder, Reader, drawn
 
-Cell = type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]
-CELLS: dict[str, Cell] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
+    "rnn": nn.RNN,
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+}
 HEADS = 4
 WIDER = 2  # the layer within a block of the transformer, in units
 
@@ -79,26 +84,14 @@ class Recurrent(_Steps):
 
     def __init__(self, net: Reader, blocks: list[Block]) -> None:
         super().__init__(net, blocks)
-        self.cell = seeded(net, CELLS[net.config.family], self.inputs, net.config)
+        cell, config = CELLS[net.config.family], net.config
+        made = partial(cell, self.inputs, config.units, config.layers, batch_first=True)
+        self.cell: nn.RNNBase = drawn(net, made)
 
     def forward(self, net: Reader, numbers: Tensor, scaled: Tensor, rows: Tensor) -> Tensor:
         """See `reader.Encoder`."""
         steps, count = self.steps(net, numbers, scaled, rows)
         return last_state(self.cell, steps, count)
-
-
-def seeded(net: Reader, cell: Cell, inputs: int, config: ModelConfig) -> nn.RNNBase:
-    """A recurrent layer whose weights are drawn from the net's own seed; the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):  # torch's own first weights are drawn and thrown away
-        made = cell(inputs, config.units, config.layers, batch_first=True)
-    bound = config.units**-0.5
-    with torch.no_grad():
-        for name, weight in made.named_parameters():
-            if name.startswith("bias"):
-                weight.zero_()
-            else:
-                weight.uniform_(-bound, bound, generator=net.generator)
-    return made
 
 
 def last_state(cell: nn.RNNBase, steps: Tensor, count: Tensor) -> Tensor:

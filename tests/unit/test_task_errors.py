@@ -49,7 +49,8 @@ def complaint(old: str, new: str) -> str:
             "maxlength",
             16,
             "unknown key event.fields.city.maxlength",
-            'did you mean "max_length"? keys here are type, required, min, max, max_length, model',
+            'did you mean "max_length"? keys here are type, required, min, max, max_length, model, tokens, split, '
+            "items, height, width, channels",
         ),
         (
             "family =",
@@ -100,17 +101,10 @@ def complaint(old: str, new: str) -> str:
         ),
         (
             'type = "number", min = 0, max = 500',
-            'type = "image"',
-            14,
-            'fields of type "image" are not supported yet',
-            "use number, category, or leave the field out",
-        ),
-        (
-            'type = "number", min = 0, max = 500',
             'type = "numbr"',
             14,
             'event.fields.fare.type is "numbr"',
-            'did you mean "number"? use one of number, category',
+            'did you mean "number"? use one of number, category, text, list, image',
         ),
         (
             "max_length = 20",

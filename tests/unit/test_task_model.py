@@ -11,14 +11,16 @@ from streams.task import load_task
 from streams.task_parse import parse_task
 from tests.stream_records import TRIPS, task
 
-BLOCKS = '[[features]]\nentity = "driver"\nvalue = "city"\nlast = 4\n'
+FIELDS = 'note = { type = "text" }\nphoto = { type = "image" }\n[entities]'
+LAST = '[[features]]\nentity = "driver"\nvalue = "city"\nlast = 4\n'
 LINE = len((TRIPS + "[model]").splitlines())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_chosen_and_built(family: str) -> None:
     more = 'tower = ["city"]\n' if family == "two_tower" else ""
-    made = task(f'[model]\nfamily = "{family}"\n{more}{BLOCKS}')
+    text = TRIPS.replace("[entities]", FIELDS) + f'[model]\nfamily = "{family}"\n{more}{LAST}'
+    made = parse_task(text, "trips.toml", Path("/somewhere/trips.toml"))
     assert made.model.family == made.challenger.family == family
     assert build_model(made.schema, made.model, 1).config.family == family
 

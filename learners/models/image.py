@@ -29,7 +29,7 @@ class ImageNet(Reader):
         """The masks of the base class, then the pixels of every image [n, …]."""
         parts = [super().extra(ids)]
         for block in self.schema.of_kind("image"):
-            packed = ids[:, self.schema.columns(block.name)].contiguous()
+            packed = ids[:, self.schema.columns(block.name)].flatten()
             pixels = packed.view(torch.uint8).view(len(ids), block.width * PIXELS)[:, : block.length]
             parts.append(pixels.float().mul_(2.0 / 255.0).sub_(1.0))
         known = [part for part in parts if part is not None]

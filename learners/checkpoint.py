@@ -7,7 +7,8 @@ safetensors or JSON; nothing is ever unpickled.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,8 +142,17 @@ def load(store: Store, prefix: str, step: int) -> Checkpoint:
     return Checkpoint(step, files, body["meta"])
 
 
-def prune(store: Store, prefix: str, keep: int) -> list[int]:
-    """Deletes all but the newest `keep` finished checkpoints, and the unfinished ones before the newest.
+def metas(store: Store, prefix: str) -> dict[int, dict[str, Any]]:
+    """Step → `meta` of every finished checkpoint, oldest first; its files are not looked at."""
+    found = {}
+    for step in _steps(store, prefix):
+        with suppress(IncompleteCheckpoint):
+            found[step] = _manifest(store, f"{prefix}/{step:012d}")["meta"]
+    return found
+
+
+def prune(store: Store, prefix: str, keep: int, also: Collection[int] = ()) -> list[int]:
+    """Deletes all but the newest `keep` finished checkpoints and `also`, and the unfinished ones before the newest.
 
     Returns the deleted steps. `keep` of 2 or more survives a damaged file in the newest. A checkpoint goes
     manifest first, so that a prune that dies leaves an unfinished one, which the next prune removes.
@@ -151,7 +161,7 @@ def prune(store: Store, prefix: str, keep: int) -> list[int]:
         raise ValueError("prune would delete every checkpoint: keep at least 1")
     steps = _steps(store, prefix)
     finished = [step for step in steps if _finished(store, f"{prefix}/{step:012d}")]
-    kept = set(finished[-keep:]) | {step for step in steps if not finished or step > finished[-1]}
+    kept = {*finished[-keep:], *also, *(step for step in steps if not finished or step > finished[-1])}
     gone = [step for step in steps if step not in kept]
     for step in gone:
         folder = f"{prefix}/{step:012d}"

@@ -123,14 +123,15 @@ def learn(
     """Run the learner."""
     import torch
 
-    from streams.learn import Learner
+    from streams.learn import Learner, connect
     from streams.prepare import prepare
     from streams.worker import log_plainly
 
     log_plainly()
     torch.set_num_threads(1)
     loaded = load_task(task)
-    learner = Learner(loaded, prepare(loaded, connected(kafka)), freeze_at_ms=freeze_at)
+    settings = prepare(loaded, connected(kafka))
+    learner = Learner(loaded, settings, *connect(loaded, settings), freeze_at_ms=freeze_at)
     signal.signal(signal.SIGTERM, lambda *_: learner.stop())
     signal.signal(signal.SIGINT, lambda *_: learner.stop())
     learner.run()

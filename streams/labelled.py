@@ -1,59 +1,177 @@
-"""Reading `labelled`: rows in batches of the model's size, and the position in each partition."""
+"""Reading `labelled`: steps of the learner's size, cut by `learners.cuts`, and the steps of the ledger once more."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from kafka import TopicPartition
 
-from infra.kafka import make_consumer
+from infra.clock import now_ms
+from infra.kafka import Record, make_consumer
 from infra.metrics import Metrics
 from learners.batch import Batch
-from streams.wire import Damaged, Labelled, decode_labelled
+from learners.cuts import Cutter, RowsGone, Step
+from learners.entries import OneStep, Position
+from streams.wire import Damaged, decode_labelled
 
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
+OPEN_POLL_MS = 10  # while rows wait for the end of a transaction
+PATIENCE_MS = 1_000  # of polling for a partition that has records to come: longer than a transaction takes
+MOST_WAITING = 256  # records of a partition that are kept while another one's are awaited
+
+
+class LabelledLog(Protocol):
+    """The log of labelled rows. Five methods: what reading by position takes, and what is still there to read.
+
+    `KafkaLog` is the real one; `ListLog` has it in memory.
+    """
+
+    def start(self, offsets: Mapping[int, int]) -> None:
+        """Read these partitions from these offsets on."""
+
+    def poll(self, timeout_ms: int, skip: Collection[int]) -> Sequence[Record]:
+        """The next records, each partition's in order, of partitions not in `skip`; waits for the first of them."""
+
+    def behind(self) -> set[int]:
+        """The partitions that are known to have records which `poll` has not given, or of which nothing is known."""
+
+    def oldest(self) -> dict[int, int]:
+        """The oldest offset that each partition still has."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
+class KafkaLog:
+    """All partitions of a topic, assigned by hand."""
+
+    def __init__(self, kafka: str, topic: str, partitions: int) -> None:
+        self._places = {p: TopicPartition(topic, p) for p in range(partitions)}
+        self._consumer = make_consumer(kafka, max_poll_records=64)
+
+    def start(self, offsets: Mapping[int, int]) -> None:
+        """See LabelledLog."""
+        self._consumer.assign(list(self._places.values()))
+        for p, place in self._places.items():
+            self._consumer.seek(place, offsets[p])
+
+    def poll(self, timeout_ms: int, skip: Collection[int]) -> Sequence[Record]:
+        """See LabelledLog."""
+        for p, place in self._places.items():
+            (self._consumer.pause if p in skip else self._consumer.resume)(place)
+        polled = self._consumer.poll(timeout_ms=timeout_ms)
+        return [record for records in polled.values() for record in records]
+
+    def behind(self) -> set[int]:
+        """See LabelledLog. What an open transaction has written counts as still to come."""
+        ends = {p: self._consumer.highwater(place) for p, place in self._places.items()}
+        return {p for p, end in ends.items() if end is None or self._consumer.position(self._places[p]) < end}
+
+    def oldest(self) -> dict[int, int]:
+        """See LabelledLog."""
+        offsets = self._consumer.beginning_offsets(list(self._places.values()))
+        return {p: int(offsets[place]) for p, place in self._places.items()}
+
+    def close(self) -> None:
+        """See LabelledLog."""
+        self._consumer.close()
+
+
+class ListLog:
+    """Partitions in memory: for tests and benchmarks. `at_once` records are given at a time."""
+
+    def __init__(self, partitions: Mapping[int, Sequence[Record]], at_once: int = 64) -> None:
+        self._partitions, self._at_once = partitions, at_once
+        self._next = dict.fromkeys(partitions, 0)
+
+    def start(self, offsets: Mapping[int, int]) -> None:
+        """See LabelledLog."""
+        for p, records in self._partitions.items():
+            self._next[p] = sum(record.offset < offsets[p] for record in records)
+
+    def poll(self, timeout_ms: int, skip: Collection[int]) -> Sequence[Record]:
+        """See LabelledLog. It never waits."""
+        for p in sorted(self.behind() - set(skip)):
+            begin = self._next[p]
+            self._next[p] = min(begin + self._at_once, len(self._partitions[p]))
+            return self._partitions[p][begin : self._next[p]]
+        return []
+
+    def behind(self) -> set[int]:
+        """See LabelledLog."""
+        return {p for p, records in self._partitions.items() if self._next[p] < len(records)}
+
+    def oldest(self) -> dict[int, int]:
+        """See LabelledLog."""
+        return {p: records[0].offset if records else 0 for p, records in self._partitions.items()}
+
+    def close(self) -> None:
+        """See LabelledLog."""
 
 
 class LabelledReader:
-    """Reads all partitions of the topic, assigned by hand. `positions` has the next offset of each."""
+    """Steps of `size` rows from a log whose rows have the schema `rows_hash`. Call `start` first."""
 
-    def __init__(self, kafka: str, topic: str, partitions: int, rows_hash: str, metrics: Metrics) -> None:
-        self.positions = dict.fromkeys(range(partitions), 0)
-        self._topic, self._rows_hash, self._metrics = topic, rows_hash, metrics
-        self._consumer = make_consumer(kafka, max_poll_records=64)
+    def __init__(self, source: LabelledLog, size: int, rows_hash: str, metrics: Metrics) -> None:
+        self._log, self._size, self._rows_hash, self._metrics = source, size, rows_hash, metrics
+        self._cutter = Cutter(size, {})
+        self._full = False
+        self._awaited_ms: dict[int, int] = {}
 
-    def start(self) -> None:
-        """Read on from `positions`."""
-        places = {p: TopicPartition(self._topic, p) for p in self.positions}
-        self._consumer.assign(list(places.values()))
-        for p, place in places.items():
-            self._consumer.seek(place, self.positions[p])
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where each partition goes on after the steps that were handed out."""
+        return dict(self._cutter.positions)
 
-    def poll(self, size: int) -> Iterable[Batch]:
-        """Labelled rows that are there now, in batches of `size` rows (the last one smaller)."""
-        parts, rows = [], 0
-        for place, records in self._consumer.poll(timeout_ms=POLL_MS).items():
-            for record in records:
-                labelled = self._decoded(record)
-                if labelled is not None:
-                    parts.append(labelled.batch())
-                    rows += len(labelled)
-            self.positions[place.partition] = records[-1].offset + 1
-        if not rows:
-            return []
-        whole = Batch.concat(parts)
-        return [whole.slice(start, start + size) for start in range(0, rows, size)]
+    def start(self, positions: Mapping[int, Position]) -> None:
+        """Read on from these positions, whatever was read before."""
+        self._cutter, self._full, self._awaited_ms = Cutter(self._size, positions), False, {}
+        self._log.start({p: offset for p, (offset, _) in positions.items()})
 
-    def close(self) -> None:
-        """Leave Kafka."""
-        self._consumer.close()
+    def steps(self, most: int) -> list[Step]:
+        """The next steps, at most `most`: waits a moment if none is there."""
+        wait = 0 if self._full else POLL_MS if not self._cutter.open_rows else OPEN_POLL_MS
+        began = now_ms()
+        self._poll(wait, most_waiting=MOST_WAITING)
+        awaited = self._awaited(min(now_ms() - began, wait))
+        made = self._cutter.steps(awaited, most, flush=True)
+        self._full = len(made) == most
+        return made
 
-    def _decoded(self, record: Any) -> Labelled | None:
+    def again(self, step: OneStep) -> Batch:
+        """The rows of a step of the ledger, which must be the next one. Raises RowsGone when they cannot be had."""
+        while (batch := self._cutter.again(step.runs, step.rows)) is None:
+            behind = self._log.behind()
+            if not self._poll(POLL_MS) and not behind & {run.partition for run in step.runs}:
+                raise RowsGone(f"the log ends before step {step.number}")
+        return batch
+
+    def _poll(self, timeout_ms: int, most_waiting: int | None = None) -> int:
+        """Take records into the cutter; how many."""
+        waiting = {p: self._cutter.waiting(p) for p in self._cutter.positions}
+        skip = {p for p, count in waiting.items() if most_waiting is not None and count >= most_waiting}
+        records = self._log.poll(timeout_ms, skip)
+        for record in records:
+            self._cutter.add(record.partition, record.offset, record.timestamp, self._decoded(record))
+        return len(records)
+
+    def _awaited(self, polled_ms: int) -> set[int]:
+        """Partitions whose next records are worth waiting for, after one more poll that took so long.
+
+        One whose writer hangs in the middle of a transaction is not: after a while the others go on without it. Only
+        time in polls counts, so that a slow machine does not cut a backlog otherwise than a fast one.
+        """
+        behind = self._log.behind()
+        empty = {p for p in behind if not self._cutter.waiting(p)}
+        self._awaited_ms = {p: self._awaited_ms.get(p, 0) + polled_ms for p in empty}
+        return {p for p in behind if self._awaited_ms.get(p, 0) < PATIENCE_MS}
+
+    def _decoded(self, record: Record) -> Batch | None:
         """The record's rows; None for rows that cannot be learned from: the first is logged, all are counted."""
         try:
-            return decode_labelled(record.value, self._rows_hash)
+            return decode_labelled(record.value, self._rows_hash).batch()
         except Damaged as error:
             if "damaged_total" not in self._metrics.snapshot():
                 at = f"{record.topic}[{record.partition}]@{record.offset}"

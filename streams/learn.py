@@ -1,210 +1,222 @@
 """The learn role: reads `labelled`, trains, watches for drift, publishes refreshes and swaps.
 
-The learner is a log reader with hand-assigned partitions; its positions live in its own checkpoint, next to the weights
-they led to, so every example is learned from exactly once in the history that survives. One round:
+The learner is a log reader with hand-assigned partitions, and keeps a log of its own, the training ledger. Its
+positions live in its checkpoint, next to the weights they led to. One round:
 
-1. poll labelled rows, cut into batches of the model's batch size (`streams.labelled`);
-2. every arm scores a batch before any arm learns it (`learners.arena`); what comes of it goes to its topics
+1. the next steps, cut from what is there (`streams.labelled`), and a line in the ledger that says what they are
+   (`learners.ledger`), on the disk before the first of them is taken;
+2. each step: every arm scores a batch before any arm learns it (`learners.arena`); what comes of it goes to its topics
    (`streams.announce`);
 3. a promotion publishes the new champion whole, a swap (`streams.publishing`);
-4. about every second, the rows and layers that changed go out, a refresh;
-5. about every ten seconds, a checkpoint: everything the arena holds and the positions, manifest last; and a whole model
-   for workers that start (`heads`).
+4. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too;
+5. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
+   positions and the place in the ledger, manifest last; and a whole model for workers that start (`heads`).
+
+After a crash the newest checkpoint is loaded and the lines after it are followed: the same steps, the same versions at
+the same places, so the weights are those of a learner that was never disturbed, bit for bit.
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from infra.blobs import Blobs
 from infra.clock import now_ms
-from infra.kafka import make_producer, translated
-from infra.metrics import Metrics
+from infra.disk import usable
+from infra.kafka import translated
 from infra.settings import Settings
 from learners import checkpoint
-from learners.arena import Arena, Decision, Event
-from learners.batch import Batch
-from learners.registry import Lineage, Registry
+from learners.checkpoint import Checkpoint
+from learners.cuts import RowsGone, Step
+from learners.entries import Line, OneStep, Position, Steps, Version, Void, in_order
+from learners.entries import Settings as NewSettings
+from learners.ledger import NO_CHAIN, BrokenLedger, Ledger
+from learners.recipe import Recipe
+from learners.registry import Registry
 from streams.announce import Announcer
 from streams.heads import Heads
-from streams.labelled import LabelledReader
+from streams.kept import Kept, recipe_of, tidy
+from streams.labelled import KafkaLog, LabelledLog, LabelledReader
+from streams.outlet import KafkaOutlet, Outlet
 from streams.publishing import Publisher
 from streams.task import Task
 from streams.topics import Topics
+from streams.training import Training
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_MS = 10_000
-_KEEP = 3
+CHECKPOINT_WORK_MS = 3_000  # learning since a checkpoint is repeated after a crash: not much more than this
+MOST_STEPS = 64  # of a round: a refresh, a checkpoint and a request to stop wait for its end
 
 
-@dataclass
-class _Clock:
-    """When something was last done, and whether it is due again."""
-
-    every_ms: int
-    last_ms: int
-
-    def due(self, now: int) -> bool:
-        if now - self.last_ms < self.every_ms:
-            return False
-        self.last_ms = now
-        return True
+def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet]:
+    """The learner's way in and out by Kafka."""
+    topics = Topics.of(task)
+    source = KafkaLog(settings.kafka, topics.labelled, settings.partitions)
+    return source, KafkaOutlet(settings.kafka, topics.model_updates)
 
 
 class Learner:
     """One learner of one task. `freeze_at_ms` keeps a copy of the champion as it was at that event time, to compare."""
 
-    def __init__(self, task: Task, settings: Settings, *, freeze_at_ms: int | None = None) -> None:
-        self._task, self._settings, topics = task, settings, Topics.of(task)
-        self._blobs = Blobs(settings.blobs)
-        self._prefix = f"learner/{task.name}"
-        self._registry = Registry(self._blobs, f"models/{task.name}/registry")
-        self._freeze_at_ms = freeze_at_ms
-        self._arena = self._new_arena()
-        self._step = 0
-        self._event_ms = 0
-        self._metrics = Metrics()
-        self._producer = make_producer(settings.kafka)
-        self._reader = LabelledReader(
-            settings.kafka, topics.labelled, settings.partitions, task.rows_hash, self._metrics
-        )
-        self._announcer = Announcer(task, self._producer)
-        heads = Heads(self._blobs, task.name)
-        self._publisher = Publisher(
-            settings.kafka, topics.model_updates, self._producer, heads, self._registry
-        )
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        source: LabelledLog,
+        outlet: Outlet,
+        *,
+        freeze_at_ms: int | None = None,
+        checkpoint_every_ms: int = CHECKPOINT_EVERY_MS,
+    ) -> None:
+        self._task, self._settings, self._source, self._outlet = task, settings, source, outlet
+        self._every_ms = checkpoint_every_ms
+        self._kept = Kept.of(settings, task.name)
+        store = self._kept.store
+        self._ledger = Ledger(self._kept.ledger_path, store, self._kept.ledger)
+        registry = Registry(store, f"models/{task.name}/registry")
+        publisher = Publisher(outlet, self._ledger, Heads(store, task.name), registry)
+        self._wanted = recipe_of(task, freeze_at_ms)
+        self.training = Training(self._wanted, self._ledger, publisher, Announcer(task, outlet), registry)
+        self._reader = LabelledReader(source, task.model.batch_size, task.rows_hash, self.training.metrics)
+        self._publisher = publisher
+        self._saved = 0  # checkpoints
+        self._worked_ms = 0  # learning since the newest one
         self._stop = False
-
-    def _new_arena(self) -> Arena:
-        task = self._task
-        return Arena(
-            task.schema,
-            task.model,
-            task.challenger,
-            task.drift,
-            seed=task.seed,
-            freeze_at_ms=self._freeze_at_ms,
-        )
 
     def stop(self) -> None:
         """Ask `run` to end after its current round; safe in a signal handler."""
         self._stop = True
 
     def run(self) -> None:
-        """Learn until stopped; the last thing is a checkpoint. Raises UserError when Kafka is lost for good."""
-        with translated(self._settings.kafka):
-            self._restore()
-            self._publisher.hear()
-            self._reader.start()
-            self._publish_whole("the learner started")
-            start = now_ms()
-            refresh, keep = (
-                _Clock(self._task.serving.refresh_every_ms, start),
-                _Clock(CHECKPOINT_EVERY_MS, start),
-            )
+        """Learn until stopped; the last thing is a checkpoint. Raises UserError when Kafka or the disk is lost."""
+        place = usable(self._kept.ledger_path, "name another folder with DRIFTLINE_DATA")
+        with translated(self._settings.kafka), place:
+            self.start()
+            refreshed = saved = now_ms()
             while not self._stop:
-                for batch in self._reader.poll(self._task.model.batch_size):  # 1
-                    self._learn(batch)  # 2, 3
+                self._learn(self._reader.steps(MOST_STEPS))  # 1, 2, 3
                 now = now_ms()
-                if self._arena.champion.unsent and refresh.due(now):
-                    self._publish_refresh()  # 4
-                if keep.due(now):
+                if now - refreshed >= self._task.serving.refresh_every_ms:
+                    self.training.refresh()  # 4
+                    refreshed = now
+                if now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS:
                     self._checkpoint()  # 5
+                    saved = now
             self._checkpoint()
-            self._producer.flush()
-            self._producer.close()
-            self._reader.close()
+            self._outlet.close()
+            self._source.close()
+            self._ledger.close()
 
-    def _restore(self) -> None:
-        found = checkpoint.load_newest(self._blobs, self._prefix)
+    def start(self) -> None:
+        """Become what the former life was when it ended, or begin."""
+        began, training = now_ms(), self.training
+        training.positions = dict.fromkeys(range(self._settings.partitions), (0, 0))
+        self._repeat(self._load())
+        repeated = training.step
+        if not training.begun:
+            self._begin("the first model")
+        elif training.recipe.schema != self._wanted.schema:
+            self._begin(f"the features of {self._task.name} changed")
+        elif training.recipe != self._wanted:
+            training.change(self._wanted)
+        training.settle()
+        took = (now_ms() - began) / 1000
+        log.info("ready with %s at step %d after %.1f s", training.arena.champion.version, repeated, took)
+
+    def _load(self) -> list[Line]:
+        """Take over the newest good checkpoint; the lines of the ledger after it."""
+        found = checkpoint.load_newest(self._kept.store, self._kept.checkpoints)
         for reason in found.skipped:
             log.warning("checkpoint skipped: %s", reason)
-        if found.checkpoint is None:
-            self._begin("the first model")
-            return
-        meta, self._step = found.checkpoint.meta, found.checkpoint.step
-        if meta["schema"] != self._task.schema.hash:
-            self._begin(f"the features of {self._task.name} changed")
-            return
+        lines = self._lines(found.checkpoint)
+        self._publisher.hear()
+        return lines
+
+    def _lines(self, found: Checkpoint | None) -> list[Line]:
+        n, chain = 0, NO_CHAIN
+        if found is not None:
+            self._saved = found.step
+            try:
+                self.training.load(found.files, found.meta)
+                n, chain = found.meta["ledger"]["n"], found.meta["ledger"]["chain"]
+            except (KeyError, ValueError, TypeError) as error:
+                log.warning("checkpoint %d is of another version of Driftline (%r)", found.step, error)
+                return []
         try:
-            self._arena.load(found.checkpoint.files, meta["arena"])
-        except (KeyError, ValueError, TypeError) as error:
-            self._arena = self._new_arena()
-            self._begin(f"checkpoint {self._step} is of another version of Driftline ({error!r})")
-            return
-        self._reader.positions = {int(p): offset for p, offset in meta["positions"].items()}
-        self._event_ms = meta["event_ms"]
-        self._publisher.load(meta["updates"])
-        log.info("continuing %s from checkpoint %d", self._arena.champion.version, self._step)
+            return list(self._ledger.lines(n, chain))
+        except BrokenLedger as error:
+            log.error("the training ledger does not go on from checkpoint %d: %s", self._saved, error)
+            if n:
+                self._ledger.restart(n, chain)
+            return []
+
+    def _repeat(self, lines: Sequence[Line]) -> None:
+        """Do again what the ledger says was done, as far as the log still has the rows."""
+        training, reader = self.training, self._reader
+        reader.start(training.positions)
+        training.published = {line.entry.step for line in lines if isinstance(line.entry, Version)}
+        try:
+            for each in in_order(lines, training.step):
+                match each:
+                    case NewSettings():
+                        recipe = Recipe.from_dict(each.settings)
+                        training.use(recipe, fresh=each.fresh, positions=each.positions)
+                        reader.start(training.positions)
+                    case OneStep():
+                        training.learn(reader.again(each), each.runs)
+                    case Version():
+                        if not training.publish_again(each):
+                            log.error("%s is not what it was when it was published", each.version)
+        except (RowsGone, ValueError) as error:
+            why = f"steps after {training.step} cannot be repeated: {error}"
+            log.error("%s", why)
+            self._ledger.append(Void(training.step, why), now_ms())
+            reader.start(training.positions)
+        training.published = set()
+        for line in lines:
+            if isinstance(line.entry, NewSettings) and line.entry.fresh:
+                training.begun = {"n": line.n, "positions": line.entry.positions}
 
     def _begin(self, why: str) -> None:
         """Learn with an untrained model, from the oldest labelled record there is."""
         log.warning("learning begins: %s", why)
-        self._record_lineage(self._arena.champion.lineage, None, why, 0)
+        positions: dict[int, Position] = {p: (offset, 0) for p, offset in self._source.oldest().items()}
+        self.training.begin(self._wanted, positions, why)
+        self._reader.start(positions)
 
-    def _learn(self, batch: Batch) -> None:
-        """One step of the arena, and what comes of it."""
-        self._event_ms = max(self._event_ms, int(batch.event_ms.max()))
-        self._metrics.count("trained_total", len(batch))
-        self._handle(self._arena.observe(batch, created_ms=now_ms()))
-        self._announcer.tell_feature_drift(self._arena.psi(), self._event_ms)
-
-    def _handle(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._announcer.tell(event)
-            if isinstance(event, Decision):
-                self._follow(event)
-
-    def _follow(self, decision: Decision) -> None:
-        """Do what a decision asks for."""
-        if decision.action == "start":
-            copied = decision.evidence["kind"] == "warm"
-            parent = self._arena.champion.version if copied else None
-            self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
-        if decision.action == "promote":
-            self._publish_whole(decision.reason)
-
-    def _record_lineage(self, name: str, parent: str | None, why: str, event_ms: int) -> None:
-        config = self._arena.config_of(name)
-        self._registry.record(
-            Lineage(
-                name,
-                parent,
-                config.to_dict(),
-                self._arena.seed_of(name),
-                self._task.schema.hash,
-                why,
-                event_ms,
-                now_ms(),
-            )
+    def _learn(self, steps: Sequence[Step]) -> None:
+        """Write down these steps, then take them."""
+        if not steps:
+            return
+        began, training = now_ms(), self.training
+        times = [step.batch.event_ms for step in steps]
+        entry = Steps(
+            training.step + 1,
+            tuple(step.runs for step in steps),
+            tuple(len(step.batch) for step in steps),
+            (int(min(each.min() for each in times)), int(max(each.max() for each in times))),
+            training.recipe.seed,
+            training.recipe.hash,
         )
-
-    def _publish_refresh(self) -> None:
-        self._publisher.refresh(self._arena.champion, self._event_ms)
-        self._metrics.count("refreshes_total")
-
-    def _publish_whole(self, why: str) -> None:
-        self._publisher.whole(self._arena.champion, self._event_ms, why)
+        self._ledger.append(entry, began)
+        for step in steps:
+            training.learn(step.batch, step.runs)
+        training.positions = self._reader.positions  # also past records without rows
+        self._worked_ms += now_ms() - began
 
     def _checkpoint(self) -> None:
-        """Positions and everything that they led to, in one bundle; then a whole model for workers that start."""
-        if self._arena.champion.unsent:
-            self._publish_refresh()
-        files, arena = self._arena.state()
-        self._step += 1
-        meta = {
-            "arena": arena,
-            "positions": self._reader.positions,
-            "event_ms": self._event_ms,
-            "schema": self._task.schema.hash,
-            "updates": self._publisher.state(),
-        }
+        """Everything that the log led to, in one bundle; then a whole model for workers that start."""
+        self.training.refresh()
+        self._saved += 1
+        self._worked_ms = 0
+        store, prefix = self._kept.store, self._kept.checkpoints
         try:
-            checkpoint.save(self._blobs, self._prefix, self._step, files, meta)
-            checkpoint.prune(self._blobs, self._prefix, _KEEP)
-            self._publisher.keep_head(self._arena.champion, self._event_ms)
+            self._ledger.seal()
+            files, meta = self.training.state()
+            checkpoint.save(store, prefix, self._saved, files, meta | {"created_ms": now_ms()})
+            self._ledger.prune(tidy(self._kept, self._source.oldest()))
+            self.training.keep_head()
         except OSError as error:
             # A full disk must not stop learning: the log still has everything, only recovery takes longer.
-            log.error("cannot store a checkpoint: %s; free some space in %s", error, self._blobs.url)
-            self._metrics.count("snapshots_failed_total")
+            log.error("cannot store a checkpoint: %s; free some space in %s", error, store.url)
+            self.training.metrics.count("snapshots_failed_total")

@@ -1,86 +1,121 @@
 """The learner's way out to serving: refreshes, whole models, and the head that a starting worker begins with.
 
-A version never names two different weights: the numbers that a former life of the learner used are in the topic of
-updates, and a whole model that is sent after a restart gets a number above them.
+The ledger knows a version before serving does, so every version that is out there can be made again. A version never
+names two different weights: the numbers that a former life of the learner used are in the topic of updates, and a whole
+model that is sent after that life was lost in part gets a number above them.
 """
 
-import json
+from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaProducer, TopicPartition
-
 from infra.clock import now_ms
-from infra.kafka import end_offsets, make_consumer
+from learners.entries import Position, Version
+from learners.ledger import Ledger
 from learners.registry import Live, Registry
 from learners.slot import encode_full, encode_refresh
 from learners.trainer import Trainer
 from streams.heads import Head, Heads
-from streams.live import META
+from streams.outlet import Meta, Outlet
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the learner is: steps learned, and after how many the champion's lineage began; see `Version`."""
+
+    step: int
+    born: int
+    examples: int
+    event_ms: int
+    positions: dict[int, Position]
+
+
+def made_again(champion: Trainer, version: Version, event_ms: int, created_ms: int) -> tuple[Meta, bytes]:
+    """The update of a ledger's entry, from the trainer that the steps before it led to: advances its version.
+
+    It is what was published if its chain and SHA-256 are those of the entry.
+    """
+    if version.above is not None:
+        champion.advance(version.above)
+    encode = encode_full if version.whole else encode_refresh
+    return encode(champion, event_ms=event_ms, created_ms=created_ms)
 
 
 class Publisher:
     """Sends the champion's updates to the topic and keeps the newest whole model as the head.
 
-    `offset` is that of the newest update known to be in the topic, -1 before the first; `numbers` has the newest
-    refresh number of each lineage up to there. Both belong into a checkpoint: `state` and `load`.
+    `offset` is that of the newest update known to be in the topic, -1 before the first, and `chain` what identifies its
+    weights; `numbers` has the newest refresh number of each lineage up to there. A checkpoint keeps them: `state`.
     """
 
-    def __init__(
-        self, kafka: str, topic: str, producer: KafkaProducer, heads: Heads, registry: Registry
-    ) -> None:
-        self._kafka, self._topic, self._producer = kafka, topic, producer
-        self._heads, self._registry = heads, registry
-        self.offset = -1
+    def __init__(self, outlet: Outlet, ledger: Ledger, heads: Heads, registry: Registry) -> None:
+        self._outlet, self._ledger, self._heads, self._registry = outlet, ledger, heads, registry
+        self.offset, self.chain = -1, ""
         self.numbers: dict[str, int] = {}
+        self._heard: set[str] = set()  # chains of the updates of a former life
+        self._why = "the learner started"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"offset": self.offset, "numbers": self.numbers}
+        return {"offset": self.offset, "chain": self.chain, "numbers": self.numbers}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.offset, self.numbers = state["offset"], state["numbers"]
+        self.offset, self.chain, self.numbers = state["offset"], state["chain"], state["numbers"]
 
-    def refresh(self, champion: Trainer, event_ms: int) -> None:
+    def hear(self) -> None:
+        """Note what a former life of this learner published since the checkpoint it left."""
+        for offset, meta in self._outlet.published(self.offset):
+            self._heard.add(meta["chain"])
+            self._note(offset, meta)
+
+    def refresh(self, champion: Trainer, place: Place) -> None:
         """Send the rows and layers that changed."""
-        self._publish(*encode_refresh(champion, event_ms=event_ms, created_ms=now_ms()))
+        self._publish(*encode_refresh(champion, event_ms=place.event_ms, created_ms=now_ms()), place)
 
-    def whole(self, champion: Trainer, event_ms: int, why: str) -> None:
+    def whole(self, champion: Trainer, place: Place, why: str) -> None:
         """Send the champion whole under a number that no worker has seen, make it the head, note it as live."""
-        champion.advance(self.numbers.get(champion.lineage, 0))
-        meta, payload = encode_full(champion, event_ms=event_ms, created_ms=now_ms())
-        offset = self._publish(meta, payload)
-        path = self._heads.put(Head(meta, payload, offset + 1))
+        above = self.numbers.get(champion.lineage, 0)
+        champion.advance(above)
+        meta, payload = encode_full(champion, event_ms=place.event_ms, created_ms=now_ms())
+        self._publish(meta, payload, place, above, why)
+        path = self._heads.put(Head(meta, payload, self.offset + 1))
         live = self._registry.live()
         if live is None or live.lineage != champion.lineage:
-            self._registry.set_live(Live(champion.lineage, meta["version"], now_ms(), event_ms, path, why))
+            self._registry.set_live(
+                Live(champion.lineage, meta["version"], now_ms(), place.event_ms, path, why)
+            )
+
+    def again(self, champion: Trainer, version: Version) -> bool:
+        """Make a version of the ledger once more, and send it if it never was; whether it is the same to the bit."""
+        meta, payload = made_again(champion, version, version.event_ms, now_ms())
+        if meta["chain"] not in self._heard:
+            self._note(self._outlet.publish(meta, payload), meta)
+        self._why = version.why or self._why
+        return bool(meta["chain"] == version.chain and meta["sha256"] == version.sha256)
+
+    def settle(self, champion: Trainer, place: Place) -> None:
+        """After a start: send the champion whole, unless its newest version is out and its lineage is live."""
+        live = self._registry.live()
+        if live is None or live.lineage != champion.lineage or self.chain != champion.chain:
+            self.whole(champion, place, self._why)
 
     def keep_head(self, champion: Trainer, event_ms: int) -> None:
         """Store what was last sent as a whole model, for workers that start. OSError when the store refuses."""
         meta, payload = encode_full(champion, event_ms=event_ms, created_ms=now_ms())
         self._heads.put(Head(meta, payload, self.offset + 1))
 
-    def hear(self) -> None:
-        """Note the numbers that a former life of this learner used since the checkpoint it left."""
-        end = end_offsets(self._kafka, self._topic)[0]
-        reader = make_consumer(self._kafka)
-        try:
-            place = TopicPartition(self._topic, 0)
-            reader.assign([place])
-            oldest = reader.beginning_offsets([place])[place]
-            reader.seek(place, max(oldest, self.offset + 1))
-            while reader.position(place) < end:
-                for records in reader.poll(timeout_ms=200).values():
-                    for record in records:
-                        meta = json.loads(dict(record.headers)[META])
-                        self.numbers[meta["lineage"]] = meta["refresh"]
-        finally:
-            reader.close()
+    def _publish(
+        self, meta: Meta, payload: bytes, place: Place, above: int | None = None, why: str = ""
+    ) -> None:
+        """In this order: the ledger, the topic."""
+        whole = meta["kind"] == "swap"
+        entry = Version(
+            place.step, meta["version"], whole, above, why, meta["chain"], meta["sha256"], place.born, place.examples,
+            place.event_ms, place.positions,
+        )  # fmt: skip
+        self._ledger.append(entry, now_ms())
+        self._note(self._outlet.publish(meta, payload), meta)
 
-    def _publish(self, meta: dict[str, Any], payload: bytes) -> int:
-        """Send an update; its offset in the topic."""
-        headers = [(META, json.dumps(meta).encode())]
-        sent = self._producer.send(self._topic, value=payload, headers=headers, partition=0)
-        self.offset = int(sent.get(timeout=30).offset)
+    def _note(self, offset: int, meta: Meta) -> None:
+        self.offset, self.chain = offset, meta["chain"]
         self.numbers[meta["lineage"]] = meta["refresh"]
-        return self.offset

@@ -119,7 +119,7 @@ class Live:
 
         def learned() -> bool:
             found = checkpoint.load_newest(blobs, f"learner/{self.task.name}").checkpoint
-            return found is not None and found.meta["positions"]["0"] > last
+            return found is not None and found.meta["positions"]["0"][0] > last
 
         runs.until(learned, "a checkpoint with all labelled rows", every_s=1.0)
 

@@ -82,7 +82,7 @@ def test_a_learner_that_is_killed_goes_on_from_its_checkpoint(
 
         def learned() -> int:
             found = checkpoint.load_newest(Blobs(settings.blobs), f"learner/{task.name}").checkpoint
-            return found.meta["positions"]["0"] if found else 0
+            return found.meta["positions"]["0"][0] if found else 0
 
         send(BATCHES // 3)
         with runs.running(data, *command, DRIFTLINE_PARTITIONS="1") as first:

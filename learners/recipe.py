@@ -1,0 +1,68 @@
+"""All that decides what an arena becomes, besides its examples. The ledger keeps it, to make any arena again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+
+from infra.errors import UserError
+from learners.arena import Arena
+from learners.batch import ModelConfig, Schema
+from learners.drift import DriftConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of an arena, as the task file and the command line give them."""
+
+    schema: Schema
+    champion: ModelConfig
+    challenger: ModelConfig
+    drift: DriftConfig
+    seed: int
+    freeze_at_ms: int | None = None
+
+    def arena(self) -> Arena:
+        """An arena that has learned nothing."""
+        return Arena(
+            self.schema,
+            self.champion,
+            self.challenger,
+            self.drift,
+            seed=self.seed,
+            freeze_at_ms=self.freeze_at_ms,
+        )
+
+    @property
+    def hash(self) -> str:
+        """The same for equal recipes only."""
+        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; `from_dict` is its inverse."""
+        return {
+            "schema": self.schema.to_dict(),
+            "champion": self.champion.to_dict(),
+            "challenger": self.challenger.to_dict(),
+            "drift": msgspec.to_builtins(self.drift),
+            "seed": self.seed,
+            "freeze_at_ms": self.freeze_at_ms,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises ValueError for one that this version of Driftline does not understand."""
+        try:
+            return cls(
+                Schema.from_dict(raw["schema"]),
+                ModelConfig.from_dict(raw["champion"]),
+                ModelConfig.from_dict(raw["challenger"]),
+                msgspec.convert(raw["drift"], DriftConfig),
+                raw["seed"],
+                raw["freeze_at_ms"],
+            )
+        except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
+            raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

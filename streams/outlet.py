@@ -1,0 +1,92 @@
+"""Where the learner's records go: what it says to people, and the updates of the model that serves."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from kafka import TopicPartition
+
+from infra.kafka import end_offsets, make_consumer, make_producer
+from streams.live import META
+
+Meta = dict[str, Any]
+
+
+class Outlet(Protocol):
+    """The learner's way out. Four methods: to say, to publish, to know what was published, and to end."""
+
+    def send(self, topic: str, value: bytes, key: bytes) -> Any:
+        """Sends a record some time soon."""
+
+    def publish(self, meta: Meta, payload: bytes) -> int:
+        """Sends an update; its offset, once it is safe."""
+
+    def published(self, after: int) -> Iterator[tuple[int, Meta]]:
+        """Offset and meta of the updates that are there after an offset, in order."""
+
+    def close(self) -> None:
+        """Sends what waits, and ends."""
+
+
+class ListOutlet:
+    """Lists in memory, which outlive a learner: for tests and benchmarks."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+        self.updates: list[tuple[Meta, bytes]] = []
+
+    def send(self, topic: str, value: bytes, key: bytes) -> Any:
+        """See Outlet."""
+        self.sent.append((topic, value))
+
+    def publish(self, meta: Meta, payload: bytes) -> int:
+        """See Outlet."""
+        self.updates.append((meta, payload))
+        return len(self.updates) - 1
+
+    def published(self, after: int) -> Iterator[tuple[int, Meta]]:
+        """See Outlet."""
+        for offset in range(after + 1, len(self.updates)):
+            yield offset, self.updates[offset][0]
+
+    def close(self) -> None:
+        """See Outlet."""
+
+
+class KafkaOutlet:
+    """Records to their topics, updates to `updates`."""
+
+    def __init__(self, kafka: str, updates: str) -> None:
+        self._kafka, self._updates = kafka, updates
+        self._producer = make_producer(kafka)
+
+    def send(self, topic: str, value: bytes, key: bytes) -> Any:
+        """See Outlet."""
+        return self._producer.send(topic, value=value, key=key)
+
+    def publish(self, meta: Meta, payload: bytes) -> int:
+        """See Outlet."""
+        headers = [(META, json.dumps(meta).encode())]
+        sent = self._producer.send(self._updates, value=payload, headers=headers, partition=0)
+        return int(sent.get(timeout=30).offset)
+
+    def published(self, after: int) -> Iterator[tuple[int, Meta]]:
+        """See Outlet."""
+        end = end_offsets(self._kafka, self._updates)[0]
+        reader = make_consumer(self._kafka)
+        try:
+            place = TopicPartition(self._updates, 0)
+            reader.assign([place])
+            oldest = reader.beginning_offsets([place])[place]
+            reader.seek(place, max(oldest, after + 1))
+            while reader.position(place) < end:
+                for records in reader.poll(timeout_ms=200).values():
+                    for record in records:
+                        yield record.offset, json.loads(dict(record.headers)[META])
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """See Outlet."""
+        self._producer.flush()
+        self._producer.close()

@@ -1,0 +1,144 @@
+"""One learner's arena, where it stands in the log, and what follows from a step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from infra.clock import now_ms
+from infra.metrics import Metrics
+from learners.arena import FIRST, Decision
+from learners.batch import Batch
+from learners.entries import Position, Run, Settings, Version
+from learners.ledger import Ledger
+from learners.recipe import Recipe
+from learners.registry import Lineage, Registry
+from streams.announce import Announcer
+from streams.kept import positions_of
+from streams.publishing import Place, Publisher
+
+
+class Training:
+    """An arena made by `recipe`, after `step` steps, with the position of each partition.
+
+    `begun` is the entry and the positions with which the arena began. While steps of the ledger are repeated,
+    `published` has those after which a version was made: it is in the ledger too, and not made by the step itself.
+    """
+
+    def __init__(
+        self, recipe: Recipe, ledger: Ledger, publisher: Publisher, announcer: Announcer, registry: Registry
+    ) -> None:
+        self.recipe, self.arena = recipe, recipe.arena()
+        self._ledger, self._publisher, self._announcer, self._registry = (
+            ledger,
+            publisher,
+            announcer,
+            registry,
+        )
+        self.metrics = Metrics()
+        self.step = self._event_ms = 0
+        self.positions: dict[int, Position] = {}
+        self.begun: dict[str, Any] = {}
+        self._born: dict[str, int] = {}
+        self.published: set[int] = set()
+
+    def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Everything: files, and a record ready for JSON."""
+        files, arena = self.arena.state()
+        return files, {
+            "arena": arena,
+            "recipe": self.recipe.to_dict(),
+            "schema": self.recipe.schema.hash,
+            "step": self.step,
+            "positions": self.positions,
+            "event_ms": self._event_ms,
+            "born": self._born,
+            "begun": self.begun,
+            "updates": self._publisher.state(),
+            "ledger": {"n": self._ledger.n, "chain": self._ledger.chain},
+        }
+
+    def load(self, files: dict[str, bytes], meta: dict[str, Any]) -> None:
+        """The inverse of `state`. Raises ValueError, KeyError or TypeError for one that cannot be understood."""
+        recipe = Recipe.from_dict(meta["recipe"])
+        arena = recipe.arena()
+        arena.load(files, meta["arena"])
+        self.positions = self.positions | positions_of(meta)
+        self.step, self._event_ms = meta["step"], meta["event_ms"]
+        self._born, self.begun = dict(meta["born"]), dict(meta["begun"])
+        self._publisher.load(meta["updates"])
+        self.recipe, self.arena = recipe, arena
+
+    def begin(self, recipe: Recipe, positions: dict[int, Position], why: str) -> None:
+        """Learn with an untrained model, from these positions on."""
+        self._ledger.append(
+            Settings(self.step, recipe.hash, recipe.to_dict(), True, why, positions), now_ms()
+        )
+        self.use(recipe, fresh=True, positions=positions)
+        self.begun = {"n": self._ledger.n, "positions": positions}
+        self._record_lineage(self.arena.champion.lineage, None, why, 0)
+
+    def change(self, recipe: Recipe) -> None:
+        """Go on with other settings."""
+        why = "the task file changed"
+        entry = Settings(self.step, recipe.hash, recipe.to_dict(), False, why, self.positions)
+        self._ledger.append(entry, now_ms())
+        self.use(recipe, fresh=False, positions=self.positions)
+
+    def use(self, recipe: Recipe, *, fresh: bool, positions: dict[int, Position]) -> None:
+        """Do what a `Settings` of the ledger says."""
+        arena = recipe.arena()
+        if fresh:
+            self._born, self.positions = {FIRST: self.step}, dict(positions)
+        else:
+            arena.load(*self.arena.state())
+        self.recipe, self.arena = recipe, arena
+
+    def learn(self, batch: Batch, runs: Sequence[Run]) -> None:
+        """One step, and what comes of it."""
+        events = self.arena.observe(batch, created_ms=now_ms())
+        self.step += 1
+        for run in runs:
+            self.positions[run.partition] = run.end
+        self._event_ms = max(self._event_ms, int(batch.event_ms.max()))
+        self.metrics.count("trained_total", len(batch))
+        for event in events:
+            self._announcer.tell(event)
+            if isinstance(event, Decision):
+                self._follow(event)
+        self._announcer.tell_feature_drift(self.arena.psi(), self._event_ms)
+
+    def refresh(self) -> None:
+        """Publish what changed, if anything did."""
+        if self.arena.champion.unsent:
+            self._publisher.refresh(self.arena.champion, self._place)
+            self.metrics.count("refreshes_total")
+
+    def publish_again(self, version: Version) -> bool:
+        """Publish a version of the ledger; whether it is the same to the bit."""
+        return self._publisher.again(self.arena.champion, version)
+
+    def settle(self) -> None:
+        """After a start: see that serving has the champion."""
+        self._publisher.settle(self.arena.champion, self._place)
+
+    def keep_head(self) -> None:
+        """Store the newest version whole, for workers that start."""
+        self._publisher.keep_head(self.arena.champion, self._event_ms)
+
+    @property
+    def _place(self) -> Place:
+        born = self._born[self.arena.champion.lineage]
+        return Place(self.step, born, self.arena.examples, self._event_ms, dict(self.positions))
+
+    def _follow(self, decision: Decision) -> None:
+        """Do what a decision asks for."""
+        if decision.action == "start":
+            self._born[decision.lineage] = self.step
+            copied = decision.evidence["kind"] == "warm"
+            parent = self.arena.champion.version if copied else None
+            self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
+        if decision.action == "promote" and self.step not in self.published:
+            self._publisher.whole(self.arena.champion, self._place, decision.reason)
+
+    def _record_lineage(self, name: str, parent: str | None, why: str, event_ms: int) -> None:
+        config, seed, schema = self.arena.config_of(name), self.arena.seed_of(name), self.recipe.schema.hash
+        self._registry.record(Lineage(name, parent, config.to_dict(), seed, schema, why, event_ms, now_ms()))

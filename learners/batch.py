@@ -31,6 +31,7 @@ FOREST_FAMILIES = ("hoeffding_tree", "adaptive_random_forest")
 OPTIMISERS = ("adam", "adamw", "adagrad", "rowwise_adagrad", "rmsprop", "sgd", "ftrl")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh", "sigmoid")
 LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
+TABLES = ("hashed", "exact")
 SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
 
 # What a family is made for: the kinds of blocks that it reads as they are, and not as a mean of embeddings.
@@ -40,10 +41,14 @@ READS: dict[str, tuple[str, ...]] = {
     "image_cnn": ("image",),
 }
 
+LEAST_EXACT = 16  # rows of an exact table, two of which are for ids that have none of their own
+
 # What a number of a `ModelConfig` may be, both ends included; `hidden` is one width of it.
 MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "embedding": (1, 1024),
     "rows": (1, 1 << 26),
+    "admit_after": (1, 200),
+    "expire_after": (0, 1_000_000_000),
     "hidden": (1, 8192),
     "units": (1, 512),
     "layers": (1, 4),
@@ -223,6 +228,9 @@ class ModelConfig:
     family: str = "dcn"
     embedding: int = 8
     rows: int = 16384
+    table: str = "hashed"  # or "exact": an id has a row of its own, or none
+    admit_after: int = 2  # times that an id comes before it has one
+    expire_after: int = 0  # examples without it after which it has none; 0: only to make room
     hidden: tuple[int, ...] = field(default=(64, 32))
     activation: str = "relu"
     tower: tuple[str, ...] = ()  # columns of the second tower
@@ -260,6 +268,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choice("family", self.family, FAMILIES)
         _check_choice("optimiser", self.optimiser, OPTIMISERS)
+        _check_choice("table", self.table, TABLES)
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -275,6 +284,10 @@ class ModelConfig:
         if any(not low <= life <= high for life in self.recent_labels):
             fix = f"give every half-life from {low:g} to {high:g} labels"
             raise UserError(f"model recent_labels is {list(self.recent_labels)}", fix)
+        if self.table == "exact" and self.rows < LEAST_EXACT:
+            raise UserError(
+                f"model rows is {self.rows} with an exact table", f"give at least {LEAST_EXACT} rows"
+            )
         if not self.learning_rate > 0 or not self.clip_norm > 0 or not self.weight_decay >= 0:
             raise UserError(
                 f"model learning_rate {self.learning_rate}, clip_norm {self.clip_norm}, "

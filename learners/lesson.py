@@ -115,6 +115,11 @@ class GradientLesson(Steps):
     def copy_memory(self, other: "Lesson") -> None:
         """Nothing: a copy of a net has fresh optimiser memory, as it may learn with other settings."""
 
+    def forget(self, rows: Tensor) -> None:
+        """Table rows int64 [u] stand for something else now: the optimiser remembers nothing of them."""
+        for memory in (*self.optimiser.table_memory, self.optimiser.table_steps):
+            memory[rows] = 0.0
+
     def memory(self, touched: Tensor) -> dict[str, Tensor]:
         """The optimiser's memory, of table rows that of `touched` [u] only, on the CPU."""
         optimiser = self.optimiser
@@ -179,6 +184,9 @@ class CountingLesson(Steps):
         for name, value in other.model.memory().items():
             self.model.memory()[name].copy_(value)
 
+    def forget(self, rows: Tensor) -> None:
+        """Nothing: rows are found by hash, and stand for what they stood for."""
+
     def memory(self, touched: Tensor) -> dict[str, Tensor]:
         """All that learning needs besides the weights."""
         return {f"memory.{name}": value.clone() for name, value in self.model.memory().items()}
@@ -209,7 +217,9 @@ def is_compiled(schema: Schema, config: ModelConfig, device: torch.device) -> bo
         not config.smallest_batch and config.schedule != "plateau" and config.batch_size <= LARGEST_COMPILED
     )
     known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
-    return plain and steady and known and device.type == "cpu" and not schema.blocks
+    return (
+        plain and steady and known and device.type == "cpu" and not schema.blocks and config.table == "hashed"
+    )
 
 
 Lesson = GradientLesson | CountingLesson

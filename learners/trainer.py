@@ -96,8 +96,13 @@ class Trainer:
         scores, start = [label[:0]], 0
         while start < len(batch):
             part = slice(start, start + self.lesson.stride)
-            learned = self.lesson.learn(numbers[part], index[part], label[part], weight[part], scored=scored)
+            rows = index[part]
+            if start and self.model.vocabulary is not None:  # ids may have other rows since the last step
+                rows = self.model.index(tensor(batch.categories[part], self.device))
+            learned = self.lesson.learn(numbers[part], rows, label[part], weight[part], scored=scored)
             self._note(learned)
+            if learned.steps:
+                self._meet(batch.categories[part])
             if scored and learned.scores is not None:
                 scores.append(learned.scores)
             start = part.stop
@@ -111,6 +116,16 @@ class Trainer:
             self.unsent = True
             self.examples += learned.examples
             self.steps += learned.steps
+
+    def _meet(self, ids: NDArray[np.int64]) -> None:
+        if isinstance(self.model, Counter) or self.model.vocabulary is None:
+            return
+        admitted, evicted = self.model.meet(ids)
+        for rows, trained in ((evicted, False), (admitted, True)):
+            if len(rows):
+                self.lesson.forget(rows.to(self.device))
+                self.touched[rows] = trained
+                self.changed[rows] = True
 
     def delta(self) -> Update:
         """The next refresh: table rows changed since the last update, and everything dense. Advances
@@ -154,7 +169,7 @@ class Trainer:
         child = Trainer(self.schema, config, seed, lineage, self._device)
         mine, its = weights.dense(self.model), weights.dense(child.model)
         alike = config.family == self.config.family
-        fits = child.model.table.shape == self.model.table.shape
+        fits = child.model.table.shape == self.model.table.shape and config.table == self.config.table
         if isinstance(self.model, Counter):
             fits = fits and [value.shape for value in mine.values()] == [
                 value.shape for value in its.values()
@@ -168,6 +183,8 @@ class Trainer:
             if alike and fits:
                 child.model.table[self.touched] = self.model.table[self.touched]
                 child.touched.copy_(self.touched)
+                if child.model.vocabulary is not None and self.model.vocabulary is not None:
+                    child.model.vocabulary.copy_from(self.model.vocabulary)
                 child.lesson.copy_memory(self.lesson)
         child.chain = weights.next_chain(f"{self.chain}>{lineage}", weights.dense(child.model))
         return child
@@ -178,7 +195,10 @@ class Trainer:
         """
         tensors = weights.extract(self.model, self.touched)
         tensors["changed"] = self.changed.cpu()
-        tensors |= self.lesson.memory(self.touched.nonzero().squeeze(1))
+        touched = self.touched.nonzero().squeeze(1)
+        tensors |= self.lesson.memory(touched)
+        if self.model.vocabulary is not None:
+            tensors |= self.model.vocabulary.memory(touched.cpu().numpy())
         return {STATE_TENSORS: tensors_to_bytes(tensors), STATE_RECORD: json.dumps(self._record()).encode()}
 
     def _record(self) -> dict[str, object]:
@@ -208,7 +228,7 @@ class Trainer:
         self.__dict__.update(loaded.__dict__)
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        named = {name: tensors[name] for name in (*weights.dense(self.model), weights.INDEX, weights.ROWS)}
+        named = {name: tensors[name] for name in weights.names(self.model)}
         if reason := weights.problem(self.model, named):
             raise ValueError(f"the state does not fit its own settings: {reason}")
         weights.write(self.model, named)
@@ -216,3 +236,5 @@ class Trainer:
         self.touched[touched] = True
         self.changed.copy_(tensors["changed"])
         self.lesson.restore(tensors, touched)
+        if self.model.vocabulary is not None:
+            self.model.vocabulary.restore(tensors, named[weights.INDEX].numpy())

@@ -3,7 +3,8 @@ they are used.
 
 Names: every parameter and running statistic by its own name, whole; the table by `table.index` int64 [u]
 (strictly rising row numbers) and `table.rows` float32 [u, width]. Rows that are not listed keep what they
-have: their former value in a refresh, their first value (a function of the seed) in a whole model.
+have: their former value in a refresh, their first value (a function of the seed) in a whole model. A model with a
+vocabulary has `table.ids` int64 [u] too, the id that each row stands for, 0 for none.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from torch import Tensor
 from learners.batch import ModelConfig, Schema
 from learners.models import EventModel
 
-INDEX, ROWS = "table.index", "table.rows"
+INDEX, ROWS, IDS = "table.index", "table.rows", "table.ids"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,15 @@ def extract(model: EventModel, rows: Tensor) -> dict[str, Tensor]:
     """Copies on the CPU of everything dense, and of the table rows marked in the mask `rows` bool [R]."""
     index = rows.nonzero().squeeze(1)
     tensors = {name: value.detach().cpu().clone() for name, value in dense(model).items()}
-    return tensors | {INDEX: index.cpu(), ROWS: model.table[index].cpu()}
+    tensors |= {INDEX: index.cpu(), ROWS: model.table[index].cpu()}
+    if model.vocabulary is not None:
+        tensors[IDS] = torch.from_numpy(model.vocabulary.ids[tensors[INDEX].numpy()])
+    return tensors
+
+
+def names(model: EventModel) -> set[str]:
+    """What `extract` gives."""
+    return {*dense(model), INDEX, ROWS, *([] if model.vocabulary is None else [IDS])}
 
 
 def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
@@ -55,8 +64,8 @@ def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
     row numbers, and what the family itself knows.
     """
     wanted = dense(model)
-    if set(tensors) != {*wanted, INDEX, ROWS}:
-        return f"has other tensors: {sorted(set(tensors) ^ {*wanted, INDEX, ROWS})}"
+    if set(tensors) != names(model):
+        return f"has other tensors: {sorted(set(tensors) ^ names(model))}"
     index = tensors[INDEX]
     if index.dtype != torch.int64 or index.ndim != 1:
         return f"{INDEX} is {index.dtype} of shape {tuple(index.shape)}"
@@ -72,6 +81,12 @@ def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
             return f"{name} holds NaN or infinity"
     if len(index) and (index[0] < 0 or index[-1] >= len(model.table) or bool((index.diff() <= 0).any())):
         return f"{INDEX} is not a rising list of rows below {len(model.table)}"
+    if model.vocabulary is not None:
+        ids = tensors[IDS]
+        if ids.dtype != torch.int64 or ids.shape != index.shape:
+            return f"{IDS} is {ids.dtype} of shape {tuple(ids.shape)}"
+        if reason := model.vocabulary.problem(index.numpy(), ids.numpy()):
+            return f"{IDS}: {reason}"
     return model.problem(tensors)
 
 
@@ -81,6 +96,8 @@ def write(model: EventModel, tensors: dict[str, Tensor]) -> None:
     for name, value in dense(model).items():
         value.copy_(tensors[name])
     model.table.index_copy_(0, tensors[INDEX].to(model.table.device), tensors[ROWS].to(model.table.device))
+    if model.vocabulary is not None:
+        model.vocabulary.write(tensors[INDEX].numpy(), tensors[IDS].numpy())
 
 
 def first_chain(schema: Schema, config: ModelConfig, seed: int, lineage: str) -> str:

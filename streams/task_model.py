@@ -12,6 +12,9 @@ _GRADIENTS = ("family", GRADIENT_FAMILIES)
 # key -> the other key that decides whether it is used, and with which of its values
 _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "activation": ("family", _NETS),
+    "table": _GRADIENTS,
+    "admit_after": ("table", ("exact",)),
+    "expire_after": ("table", ("exact",)),
     "units": ("family", tuple(READS)),
     "layers": ("family", SEQUENCE_FAMILIES),
     "recent_labels": ("family", ("dcn", "deepfm", "mlp", "logistic")),

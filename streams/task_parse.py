@@ -15,6 +15,7 @@ from learners.batch import (
     MODEL_BOUNDS,
     OPTIMISERS,
     SCHEDULES,
+    TABLES,
     ModelConfig,
 )
 from learners.drift import POLICIES, DriftConfig
@@ -55,6 +56,7 @@ TOPICS = ("events", "labels", "predictions", "drift_alerts", "dead_letters")
 
 CHOICES = {
     "family": FAMILIES,
+    "table": TABLES,
     "activation": ACTIVATIONS,
     "optimiser": OPTIMISERS,
     "loss": LOSSES,

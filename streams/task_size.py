@@ -50,7 +50,7 @@ def _row_bytes(config: ModelConfig) -> int:
         width = 2
     elif config.family in ("logistic", "svm"):
         width = 1
-    return 8 + 4 * width
+    return 8 + 4 * width + (8 if config.table == "exact" else 0)  # an exact one has its id
 
 
 def _dense_bytes(config: ModelConfig, schema: Schema) -> int:

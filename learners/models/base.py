@@ -5,7 +5,7 @@ differs between families. The table is a buffer, not a parameter: a step touches
 the trainer gathers those rows and writes them back. Nothing of the size of the table is ever computed.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from learners.batch import ModelConfig, Schema
+
+if TYPE_CHECKING:
+    from learners.models.vocabulary import Vocabulary
 
 SCALED_LIMIT = 6.0  # a scaled number is clipped to this many standard deviations
 SCALER_ROWS = (
@@ -41,6 +44,9 @@ class EventModel(nn.Module):
 
     embedded: ClassVar[tuple[str, ...]] = ()
     """Kinds of blocks whose ids the family looks up in its table."""
+
+    vocabulary: "Vocabulary | None" = None
+    """Which id has which row, where that is not by their hash."""
 
     table: Tensor
     offsets: Tensor
@@ -103,9 +109,14 @@ class EventModel(nn.Module):
             )
 
     def index(self, categories: Tensor) -> Tensor:
-        """Table rows [n, F] of the int64 matrix [n, I]: a field's row 0 is for missing, the rest are shared."""
+        """Table rows [n, F] of the int64 matrix [n, I]: a field's row 0 is for missing, the rest are shared.
+
+        With a vocabulary, row 1 is for all ids that have none of their own.
+        """
         rows = self.config.rows
         categories = categories[:, : len(self.offsets)]  # images, which have no rows, come last
+        if self.vocabulary is not None:
+            return torch.from_numpy(self.vocabulary.rows(categories.cpu().numpy())).to(self.table.device)
         if rows == 1:
             return self.offsets.expand(categories.shape)
         hashed = torch.remainder(categories, rows - 1) + 1

@@ -107,7 +107,9 @@ class KernelSVM(Margin):
 def fourier(seed: int, inputs: int, features: int) -> tuple[Tensor, Tensor]:
     """Standard normal directions [inputs, features] (Box & Muller 1958) and phases [features] in [0, 2π)."""
     count = inputs * features
-    unit = uniform_cells(seed ^ 0x5FC6E5D1, 2 * count + features).astype(np.float64)
+    unit = uniform_cells(seed ^ 0x5FC6E5D1, np.arange(2 * count + features, dtype=np.uint64)).astype(
+        np.float64
+    )
     radius = np.sqrt(-2.0 * np.log1p(-unit[:count]))
     normal = radius * np.cos(2.0 * np.pi * unit[count : 2 * count])
     phases = 2.0 * np.pi * unit[2 * count :]

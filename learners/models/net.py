@@ -13,6 +13,7 @@ from learners.models.base import LARGEST_LOGIT, EventModel
 LARGEST_FIRST_WEIGHT = (
     0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
 )
+_NO_ROWS = torch.zeros(0, dtype=torch.int64)
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -32,10 +33,16 @@ class Net(EventModel):
     embedded = EMBEDDED
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
-        super().__init__(schema, config, first_rows(seed, len(schema.fields) * config.rows, width))
+        rows = np.arange(len(schema.fields) * config.rows)
+        super().__init__(schema, config, first_rows(seed, rows, width))
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = loss_of(config)
         self.blocks = [block for block in schema.blocks if block.embedded]
+        if config.table == "exact":
+            from learners.models.vocabulary import Vocabulary  # only who has one waits for the compiler
+
+            self.vocabulary = Vocabulary(config, (self.offsets // config.rows).numpy())
 
     def linear(self, inputs: int, outputs: int, *, zero: bool = False) -> "Linear":
         """A linear layer that starts from this model's own seed; the global generator is left alone."""
@@ -87,6 +94,21 @@ class Net(EventModel):
         start = len(self.mean) + at - len(self.schema.categories)
         return numbers[:, start : start + length]
 
+    @torch.no_grad()
+    def meet(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Lets the vocabulary know that ids [n, I] were learned: rows that now stand for ids, and those that are free.
+
+        A row starts as what all ids without a row have learned together; a free one has its first value.
+        """
+        if self.vocabulary is None:
+            return _NO_ROWS, _NO_ROWS
+        admitted, evicted = self.vocabulary.note(ids[:, : len(self.offsets)])
+        if len(evicted):
+            self.table[evicted] = first_rows(self.seed, evicted, self.table.shape[1]).to(self.table.device)
+        if len(admitted):
+            self.table[admitted] = self.table[self.vocabulary.rare(admitted)]
+        return torch.from_numpy(admitted), torch.from_numpy(evicted)
+
     def base_rate(self) -> Tensor:
         """The logit of the share of positives among the first rows."""
         return torch.log((self.seen[1] + 1.0) / (self.seen[0] + 1.0))
@@ -129,14 +151,13 @@ def deep_net(model: Net, inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def uniform_cells(seed: int, count: int) -> NDArray[np.float32]:
-    """`count` numbers in [0, 1), each a pure function of the seed and its position.
+def uniform_cells(seed: int, cell: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Numbers in [0, 1), each a pure function of the seed and its position in `cell`.
 
     It is an integer hash (splitmix64, Steele, Lea & Flood 2014), not a random generator, so that it is the
     same on every machine and with every version of torch.
     """
     with np.errstate(over="ignore"):
-        cell = np.arange(count, dtype=np.uint64)
         bits = cell * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -146,12 +167,12 @@ def uniform_cells(seed: int, count: int) -> NDArray[np.float32]:
     return unit
 
 
-def first_rows(seed: int, rows: int, width: int) -> Tensor:
-    """The table [rows, width] before any training: a pure function of seed, row and column.
+def first_rows(seed: int, rows: NDArray[np.int64], width: int) -> Tensor:
+    """The table's `rows` [u, width] before any training: a pure function of seed, row and column.
 
     Therefore a checkpoint and a swap carry only the rows that were trained.
     """
-    unit = uniform_cells(seed, rows * width)
-    table = ((unit * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)).reshape(rows, width)
+    cells = (rows[:, None] * width + np.arange(width)).astype(np.uint64)
+    table = (uniform_cells(seed, cells) * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)
     table[:, 0] = 0.0
     return torch.from_numpy(table)

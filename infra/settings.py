@@ -32,6 +32,8 @@ class Settings:
         secret: file of the key for pseudonyms; default "<data>/secret.key".
         worker: name of this worker, kept over restarts (a static member of its group, Kafka KIP-345): one that comes
             back under its name goes on at once with the partitions it had. No two that run may share it; "" for none.
+        model_key: file of the key that signs model updates; None for updates without a signature. The learner and all
+            serve workers need the same one.
     """
 
     kafka: str
@@ -42,6 +44,7 @@ class Settings:
     partitions: int = DEFAULT_PARTITIONS
     secret: Path = field(default=Path())
     worker: str = ""
+    model_key: Path | None = None
 
     def __post_init__(self) -> None:
         # The class is frozen; this only fills what was left out, before anyone sees it.
@@ -53,6 +56,7 @@ class Settings:
             "archive": self.archive or f"chdb://{data}/archive",
             "blobs": self.blobs or f"file://{data}/blobs",
             "secret": secret,
+            "model_key": self.model_key and self.model_key.expanduser().absolute(),
         }
         for name, value in filled.items():
             object.__setattr__(self, name, value)
@@ -97,6 +101,7 @@ class Settings:
             partitions=int(partitions),
             secret=Path(environ.get("DRIFTLINE_SECRET", "")),
             worker=environ.get("DRIFTLINE_WORKER", ""),
+            model_key=Path(key) if (key := environ.get("DRIFTLINE_MODEL_KEY")) else None,
         )
 
     def to_env(self) -> dict[str, str]:
@@ -110,6 +115,7 @@ class Settings:
             "DRIFTLINE_PARTITIONS": str(self.partitions),
             "DRIFTLINE_SECRET": str(self.secret),
             "DRIFTLINE_WORKER": self.worker,
+            "DRIFTLINE_MODEL_KEY": str(self.model_key or ""),
         }
 
 
@@ -166,6 +172,20 @@ def load_secret(path: Path) -> bytes:
             "put the right key back from a backup; a new key would give every person a new pseudonym",
         )
     return secret
+
+
+def load_model_key(path: Path | None) -> bytes:
+    """The key that signs model updates; b"" without one. Never made by itself: it must be the same everywhere."""
+    if path is None:
+        return b""
+    with usable(path, "name another file in DRIFTLINE_MODEL_KEY"):
+        key = path.read_bytes()
+    if len(key) < SECRET_BYTES:
+        raise UserError(
+            f"{path} holds {len(key)} bytes, too few for a key that signs models",
+            f"write {SECRET_BYTES} random bytes or more into it: head -c {SECRET_BYTES} /dev/urandom > {path}",
+        )
+    return key
 
 
 def _make_secret(path: Path) -> None:

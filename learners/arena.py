@@ -5,6 +5,7 @@ Pure: batches and the clock go in; alerts, decisions and metric rows come out. N
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from learners.drift import Alert, DriftConfig
 from learners.loss_drift import LossDetector
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, Prequential, log_loss, metric_row
+from learners.rollback import USUAL, Guard, GuardConfig
 from learners.shift import ShiftDetector
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
@@ -26,13 +28,11 @@ __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
 
 Scores = NDArray[np.float32]
 Losses = NDArray[np.float64]
+Event = Alert | Decision | MetricRow
 
 FIRST = "L1"
 CHALLENGERS = 2  # started by one alert: they share alpha
 BUFFER = 20_000  # newest labelled examples kept, for challengers to catch up on
-
-
-Event = Alert | Decision | MetricRow
 
 
 class Arena:
@@ -42,7 +42,8 @@ class Arena:
     trial or others were started within the cooldown: "warm" is a copy of the champion that learns with the
     challenger's settings, "fresh" is an untrained model of the challenger's kind. Both first learn what came
     since the onset of the drift, which is no part of their test. Each is tested at alpha / 2, so that an
-    alert ends in a wrong promotion with probability at most alpha.
+    alert ends in a wrong promotion with probability at most alpha. A replaced champion is put back if the new
+    one does worse (`learners.rollback`).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Arena:
         window: int = 5_000,
         metrics_every: int = 500,
         device: str = "auto",
+        guard: GuardConfig = USUAL,
     ) -> None:
         self._schema, self._settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
@@ -65,6 +67,10 @@ class Arena:
         self.challengers: list[Challenger] = []
         self.continuous: Trainer | None = None  # the first lineage, once it was replaced
         self.frozen: Trainer | None = None
+        limits = {"min_events": drift.min_events, "max_events": drift.max_events}
+        self._test = partial(PairedTest, drift.alpha / CHALLENGERS, drift.min_effect, **limits)
+        self._guarding = guard
+        self.guard: Guard | None = None
         self._loss = LossDetector(drift)
         self._shift = ShiftDetector(schema, drift)
         self._prequential = Prequential(window)
@@ -114,7 +120,7 @@ class Arena:
         2. every arm scores the batch; none has learned from it
         3. metrics
         4. detectors
-        5. tests, verdicts and what follows from them
+        5. the guard of the newest swap; tests, verdicts and what follows from them
         6. every arm but the frozen one learns from the batch
         7. an alert starts challengers; they are tested from the next batch on, which they have not learned
         """
@@ -126,15 +132,17 @@ class Arena:
         if alerts:
             self.champion.rewarm()  # what it learned holds less than it did: larger steps again, if it has a schedule
         events += alerts
-        events += self._judge(losses, now)  # 5
+        events += self._watch(batch, scores, losses, now)  # 5
+        events += self._judge(losses, now)
         self._learn(batch)  # 6
         events += self._start(alerts, now)  # 7
         return events
 
     def _learners(self) -> list[Trainer]:
-        """The arms that learn."""
+        """The arms that learn, each once: a replaced champion may be guarding and the reference as well."""
+        kept = [self.continuous, self.guard.former if self.guard else None]
         arms = [self.champion, *(challenger.trainer for challenger in self.challengers)]
-        return arms if self.continuous is None else [self.continuous, *arms]
+        return list({arm.lineage: arm for arm in (*kept, *arms) if arm is not None}.values())
 
     def _freeze(self, now: Now) -> list[Event]:
         """Keep a copy of the champion when event time reaches `freeze_at_ms`, with the champion's record."""
@@ -204,6 +212,39 @@ class Arena:
         self._forget()
         return events
 
+    def _watch(
+        self, batch: Batch, scores: Mapping[str, Scores], losses: Mapping[str, Losses], now: Now
+    ) -> list[Event]:
+        """The newest swap's guard: the champion goes, or stays for good once the window is over."""
+        if (guard := self.guard) is None:
+            return []
+        guard.update(batch.label, scores, losses)
+        if reason := guard.reason:
+            return self.roll_back(reason, guard.evidence(), now)
+        if not guard.passed:
+            return []
+        self.guard = None
+        return [self._decision("confirm", guard.lineage, guard.held, guard.evidence(), now)]
+
+    def roll_back(
+        self, reason: str, evidence: Mapping[str, Any], now: Now, good: Trainer | None = None
+    ) -> list[Event]:
+        """Put `good`, or else what the guard kept, in the champion's place. ValueError without either.
+
+        Challengers retire, since they were compared with, or copied from, what goes.
+        """
+        good = good or (self.guard.former if self.guard else None)
+        if good is None:
+            raise ValueError(f"{self.champion.lineage} replaced nothing that could be put back")
+        bad = self.champion.lineage
+        why = f"{bad} goes, {good.lineage} is back: {reason}"
+        events: list[Event] = [self._decision("rollback", good.lineage, why, dict(evidence), now)]
+        events += [self._decide("retire", arm, now, f"{bad} was rolled back") for arm in self.challengers]
+        self.guard, self._quiet_until = None, self.examples + self._drift.cooldown
+        self.continuous = None if self.continuous is good else self.continuous
+        self._crown(good)
+        return events
+
     def approve(self, lineage: str, event_ms: int, created_ms: int) -> list[Event]:
         """A person promotes a challenger on trial, whatever its test says. KeyError if it is not on trial."""
         chosen = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
@@ -214,13 +255,21 @@ class Arena:
         losers = [challenger for challenger in self.challengers if challenger is not winner]
         events: list[Event] = [self._decide("promote", winner, now, why)]
         events += [self._decide("retire", loser, now, f"{winner.lineage} won") for loser in losers]
-        former, self.champion, self.challengers = self.champion, winner.trainer, []
+        former = self.champion
+        if self._guarding.events:  # a champion that was still being watched is not what one would go back to
+            good = self.guard.former if self.guard else former
+            self.guard = Guard(self._guarding, winner.lineage, good)
         if former.lineage == FIRST and self._drift.keep_reference:
             self.continuous = former
+        self._crown(winner.trainer)
+        return events
+
+    def _crown(self, champion: Trainer) -> None:
+        """A model is the champion from now on, without challengers; the detectors begin anew."""
+        self.champion, self.challengers = champion, []
         self._loss.swapped()
         self._shift.swapped()
         self._forget()
-        return events
 
     def _forget(self) -> None:
         """Drop the metrics of arms that are gone."""
@@ -254,12 +303,6 @@ class Arena:
         started = [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
         return [*retired, *started]
 
-    def _test(self) -> PairedTest:
-        """A challenger's test, at its share of alpha."""
-        drift = self._drift
-        alpha = drift.alpha / CHALLENGERS
-        return PairedTest(alpha, drift.min_effect, min_events=drift.min_events, max_events=drift.max_events)
-
     def _warm(self, since_ms: int) -> Trainer:
         """A copy of the champion that learns with the settings that the champion does not use.
 
@@ -267,26 +310,16 @@ class Arena:
         that learns exactly as its original cannot be better.
         """
         config = trial.other_settings(self.champion.config, *self._settings)
-        trainer = self.champion.clone(self._born(config, self.champion.seed), config)
-        return self._caught_up(trainer, since_ms)
+        trainer = self.champion.clone(self.born(config, self.champion.seed), config)
+        return self._buffer.teach(trainer, since_ms)
 
     def _fresh(self, since_ms: int) -> Trainer:
         """An untrained model of the challenger's kind, which has nothing to unlearn."""
         config, seed = self._settings[1], self._seed + len(self._configs)
-        trainer = Trainer(self._schema, config, seed, self._born(config, seed), self._device)
-        return self._caught_up(trainer, since_ms)
+        trainer = Trainer(self._schema, config, seed, self.born(config, seed), self._device)
+        return self._buffer.teach(trainer, since_ms)
 
-    def _caught_up(self, trainer: Trainer, since_ms: int) -> Trainer:
-        """The trainer after one pass over the buffer since the onset of the drift.
-
-        Older examples would teach it what no longer holds, and more than one pass over a few hundred learns
-        them by heart.
-        """
-        for batch in self._buffer:
-            trainer.train(batch.take(batch.event_ms >= since_ms))
-        return trainer
-
-    def _born(self, config: ModelConfig, seed: int) -> str:
+    def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""
         name = f"L{len(self._configs) + 1}"
         self._configs[name], self._seeds[name] = config, seed
@@ -326,6 +359,7 @@ class Arena:
             "champion": self.champion.lineage,
             "continuous": None if self.continuous is None else self.continuous.lineage,
             "frozen": self.frozen is not None,
+            "guard": None if self.guard is None else self.guard.state(),
             "challengers": [challenger.record() for challenger in self.challengers],
             "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
             "seeds": dict(self._seeds),
@@ -338,6 +372,7 @@ class Arena:
         Raises ValueError if the state belongs to another schema, with this arena unchanged.
         """
 
+        @cache  # an arm may be in two places
         def arm(key: str) -> Trainer:
             start = f"arms/{key}/"
             trainer = Trainer(self._schema, self._settings[0], self._seed, key, self._device)
@@ -347,11 +382,13 @@ class Arena:
         champion = arm(record["champion"])
         continuous = arm(record["continuous"]) if record["continuous"] else None
         frozen = arm("frozen") if record["frozen"] else None
+        guarding = record.get("guard")
+        guard = Guard.restored(self._guarding, guarding, arm(guarding["former"])) if guarding else None
         challengers = [
             Challenger.restored(arm(each["lineage"]), self._test(), each) for each in record["challengers"]
         ]
         self.champion, self.challengers = champion, challengers
-        self.continuous, self.frozen = continuous, frozen
+        self.continuous, self.frozen, self.guard = continuous, frozen, guard
         detectors = unpack(files["detectors.npz"])
         self._loss.load(part("loss", detectors))
         self._shift.load(part("shift", detectors))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from learners.batch import BATCH_ARRAYS, Batch
 from learners.packing import Arrays
+from learners.trainer import Trainer
 
 
 class Buffer:
@@ -30,6 +31,16 @@ class Buffer:
         self._batches.append(replace(batch, event_ids=[""] * len(batch)))
         while sum(map(len, self._batches[1:])) >= self._size:
             del self._batches[0]
+
+    def teach(self, trainer: Trainer, since_ms: int) -> Trainer:
+        """The trainer after one pass over what came since the onset of the drift, `since_ms`.
+
+        Older examples would teach it what no longer holds, and more than one pass over a few hundred learns
+        them by heart.
+        """
+        for batch in self:
+            trainer.train(batch.take(batch.event_ms >= since_ms))
+        return trainer
 
     def state(self) -> Arrays:
         """All columns end to end, and the sizes of the batches; empty without any."""

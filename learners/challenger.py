@@ -15,7 +15,10 @@ LEARNING = (
 )  # fmt: skip
 """The settings that say how a model learns, and not what it is."""
 
-Action = Literal["freeze", "start", "promote", "recommend", "reject", "expire", "retire"]
+Action = Literal[
+    "freeze", "start", "promote", "recommend", "reject", "expire", "retire", "confirm", "rollback", "refuse",
+    "straggle", "decline",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,15 @@ class Decision:
 
     `action` is freeze (a copy of the champion was kept as it is, to compare), start (a challenger was
     started), promote (it is the champion now), recommend (it is better, but the policy leaves the rest to a
-    person), reject (it is worse), expire (it was on trial for max_events) or retire (another one won).
+    person), reject (it is worse), expire (it was on trial for max_events) or retire (another one won). After a
+    swap: confirm (its guard ended well), rollback (this lineage is back), refuse (a worker did not take the
+    model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done).
     """
 
     decision_id: str  # stable: the same stream gives the same id after a restart
     action: Action
     lineage: str
-    champion: str  # the champion when it was decided; for a promotion, the one that was replaced
+    champion: str  # the champion when it was decided; for a promotion or rollback, the one that was replaced
     reason: str
     evidence: dict[str, Any]  # ready for JSON; what is undefined is None
     event_ms: int

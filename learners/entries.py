@@ -7,7 +7,7 @@ of steps that were learned when it was written.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -90,6 +90,22 @@ class Version(msgspec.Struct, frozen=True, tag="version", tag_field="kind"):
         return self.version.partition(".")[0]
 
 
+class Steered(msgspec.Struct, frozen=True, tag="steered", tag_field="kind"):
+    """What was decided outside of the arena, by workers' reports or by a person, and is done after `step` steps.
+
+    `action` is promote or rollback. `target` is a lineage on trial, one that still learns, or the version of a stored
+    model; "" for the champion that the guard kept. `facts` belong into the decision's evidence.
+    """
+
+    step: int
+    action: Literal["promote", "rollback"]
+    target: str
+    why: str
+    facts: dict[str, Any]
+    event_ms: int
+    created_ms: int
+
+
 class Void(msgspec.Struct, frozen=True, tag="void", tag_field="kind"):
     """Steps after `step` that the ledger has so far were never finished and cannot be repeated."""
 
@@ -97,7 +113,7 @@ class Void(msgspec.Struct, frozen=True, tag="void", tag_field="kind"):
     why: str
 
 
-Entry = Settings | Steps | Version | Void
+Entry = Settings | Steps | Version | Steered | Void
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -119,7 +135,7 @@ class OneStep:
     settings: str
 
 
-def in_order(lines: Iterable[Line], done: int) -> Iterator[OneStep | Settings | Version]:
+def in_order(lines: Iterable[Line], done: int) -> Iterator[OneStep | Settings | Version | Steered]:
     """What is to be repeated after the first `done` steps, in the order in which it happened.
 
     Several steps are announced by one entry, so a version that was made between them stands after all of them.

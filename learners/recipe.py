@@ -12,6 +12,7 @@ from infra.errors import UserError
 from learners.arena import Arena
 from learners.batch import ModelConfig, Schema
 from learners.drift import DriftConfig
+from learners.rollback import USUAL, GuardConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Recipe:
     drift: DriftConfig
     seed: int
     freeze_at_ms: int | None = None
+    guard: GuardConfig = USUAL
 
     def arena(self) -> Arena:
         """An arena that has learned nothing."""
@@ -34,6 +36,7 @@ class Recipe:
             self.drift,
             seed=self.seed,
             freeze_at_ms=self.freeze_at_ms,
+            guard=self.guard,
         )
 
     @property
@@ -50,6 +53,7 @@ class Recipe:
             "drift": msgspec.to_builtins(self.drift),
             "seed": self.seed,
             "freeze_at_ms": self.freeze_at_ms,
+            "guard": msgspec.to_builtins(self.guard),
         }
 
     @classmethod
@@ -63,6 +67,7 @@ class Recipe:
                 msgspec.convert(raw["drift"], DriftConfig),
                 raw["seed"],
                 raw["freeze_at_ms"],
+                msgspec.convert(raw["guard"], GuardConfig),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

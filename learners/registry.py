@@ -41,6 +41,17 @@ class Live:
     reason: str
 
 
+@dataclass(frozen=True)
+class Quarantine:
+    """`lineage` was rolled back: nothing starts from it, and nobody makes it live. `evidence` is the decision's."""
+
+    lineage: str
+    reason: str
+    evidence: Mapping[str, Any]
+    event_ms: int
+    created_ms: int
+
+
 class Registry:
     """Lineages and the live pointer of one task, under `prefix` in the store."""
 
@@ -96,6 +107,16 @@ class Registry:
         """What is live now; None before the first `set_live`."""
         entries = self.store.list(f"{self.prefix}/live/")
         return Live(**json.loads(self.store.get(entries[-1]))) if entries else None
+
+    def quarantine(self, record: Quarantine) -> None:
+        """Bar a lineage; the newest reason stands."""
+        self.store.put(f"{self.prefix}/quarantine/{record.lineage}.json", _json(asdict(record)))
+
+    def quarantined(self) -> dict[str, Quarantine]:
+        """The barred lineages by name."""
+        entries = self.store.list(f"{self.prefix}/quarantine/")
+        records = [Quarantine(**json.loads(self.store.get(name))) for name in entries]
+        return {record.lineage: record for record in records}
 
     def history(self) -> list[Live]:
         """Every move of the live pointer, oldest first."""

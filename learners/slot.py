@@ -10,28 +10,41 @@ Two kinds of update travel, each as `meta` (JSON) and `payload` (safetensors, ne
 """
 
 import hashlib
-import json
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
 
 from infra.errors import UserError
 from learners import weights
+from learners.admission import (
+    USUAL,
+    Admission,
+    BadUpdate,
+    Meta,
+    check_meta,
+    check_payload,
+    check_scores,
+    check_weights,
+    golden_scores,
+    signature,
+)  # fmt: skip
 from learners.batch import ModelConfig, Schema
 from learners.models import EventModel, build_model
 from learners.trainer import Trainer, pick_device
 from learners.weights import Update
 
-Meta = dict[str, Any]
-
-
-class BadUpdate(Exception):
-    """An update that must not be applied: damaged, not finite, or made for another schema or shape."""
+__all__ = [
+    "BadUpdate",
+    "Meta",
+    "MissedRefresh",
+    "Ready",
+    "Slot",
+    "encode_full",
+    "encode_refresh",
+    "trainer_of",
+]
 
 
 class MissedRefresh(Exception):
@@ -41,22 +54,26 @@ class MissedRefresh(Exception):
     """
 
 
-def encode_refresh(trainer: Trainer, *, event_ms: int, created_ms: int) -> tuple[Meta, bytes]:
+def encode_refresh(
+    trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b""
+) -> tuple[Meta, bytes]:
     """The trainer's next refresh (advances its version).
 
-    `event_ms` is the event time of the newest event learned from, `created_ms` the wall time now.
+    `event_ms` is the event time of the newest event learned from, `created_ms` the wall time now; `key` signs.
     """
-    return _encode(trainer, trainer.delta(), event_ms, created_ms)
+    return _encode(trainer, trainer.delta(), event_ms, created_ms, key)
 
 
-def encode_full(trainer: Trainer, *, event_ms: int, created_ms: int) -> tuple[Meta, bytes]:
+def encode_full(trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b"") -> tuple[Meta, bytes]:
     """The trainer's whole model. Right after `encode_refresh` it has that version (a whole model to start
     from, to be kept anywhere); otherwise it may be a new version of its own, and must be sent to every slot.
     """
-    return _encode(trainer, trainer.full(), event_ms, created_ms)
+    return _encode(trainer, trainer.full(), event_ms, created_ms, key)
 
 
-def _encode(trainer: Trainer, update: Update, event_ms: int, created_ms: int) -> tuple[Meta, bytes]:
+def _encode(
+    trainer: Trainer, update: Update, event_ms: int, created_ms: int, key: bytes
+) -> tuple[Meta, bytes]:
     payload = tensors_to_bytes(update.tensors)
     meta: Meta = {
         "kind": "swap" if update.whole else "refresh",
@@ -73,7 +90,29 @@ def _encode(trainer: Trainer, update: Update, event_ms: int, created_ms: int) ->
     }
     if update.whole:
         meta |= {"config": trainer.config.to_dict(), "seed": trainer.seed}
+        meta |= {"golden": golden_scores(trainer.model, trainer.schema, update.tensors)}
+    if key:
+        meta |= {"signature": signature(meta, key)}
     return meta, payload
+
+
+def trainer_of(schema: Schema, meta: Meta, payload: bytes, lineage: str, device: str = "auto") -> Trainer:
+    """A new lineage that goes on from a whole model, with fresh optimiser memory. Raises BadUpdate."""
+    ready = Slot(schema, ModelConfig.from_dict(meta["config"]), meta["seed"], device).prepare(meta, payload)
+    trainer = Trainer(schema, ready.model.config, meta["seed"], lineage, device)
+    tensors = check_payload(meta, payload, schema, b"")
+    weights.write(trainer.model, tensors)
+    trainer.touched[tensors[weights.INDEX].to(trainer.device)] = True
+    trainer.chain = weights.next_chain(f"{meta['chain']}>{lineage}", {})
+    return trainer
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A whole model that passed every check and is warm."""
+
+    meta: Meta
+    model: EventModel
 
 
 class Slot:
@@ -82,8 +121,15 @@ class Slot:
     `created_ms` is when the newest applied update was made (0 before the first): its age is the staleness.
     """
 
-    def __init__(self, schema: Schema, config: ModelConfig, seed: int, device: str = "auto") -> None:
-        self.schema = schema
+    def __init__(
+        self,
+        schema: Schema,
+        config: ModelConfig,
+        seed: int,
+        device: str = "auto",
+        admission: Admission = USUAL,
+    ) -> None:
+        self.schema, self.admission = schema, admission
         self.device = pick_device(device)
         self.model: EventModel = build_model(schema, config, seed, self.device)
         self.lineage, self.refresh = "L1", 0
@@ -109,62 +155,55 @@ class Slot:
         taken: the log's order decides. Raises BadUpdate or MissedRefresh with the slot unchanged.
         """
         check_meta(meta)
-        same = meta["lineage"] == self.lineage
-        if same and meta["refresh"] <= self.refresh:
-            return False
         if meta["kind"] == "swap":
+            if self.holds(meta):
+                return False
             self.load_full(meta, payload)
             return True
-        if not same and meta["created_ms"] < self.created_ms:
+        same = meta["lineage"] == self.lineage
+        if self.holds(meta) or (not same and meta["created_ms"] < self.created_ms):
             return False
         if not same or meta["previous"] != self.refresh or meta["follows"] != self.chain:
             raise MissedRefresh(f"{meta['version']} does not follow {self.version}, which this slot holds")
-        weights.write(self.model, self._verified(self.model, meta, payload))
+        tensors = check_payload(meta, payload, self.schema, self.admission.key)
+        check_weights(meta, self.model, tensors)
+        weights.write(self.model, tensors)
         self._become(meta)
         return True
 
+    def holds(self, meta: Meta) -> bool:
+        """Whether the slot holds the update or a newer one of its lineage."""
+        return bool(meta["lineage"] == self.lineage and meta["refresh"] <= self.refresh)
+
     def load_full(self, meta: Meta, payload: bytes) -> None:
         """Takes a whole model whatever the slot holds; raises BadUpdate with the slot unchanged."""
+        self.take(self.prepare(meta, payload))
+
+    def prepare(self, meta: Meta, payload: bytes) -> Ready:
+        """Builds, checks and warms up a whole model, beside the one that serves: the long part of a swap.
+
+        Changes nothing here, so another thread may do it while this slot scores. Raises BadUpdate.
+        """
         check_meta(meta)
         if meta["kind"] != "swap":
-            raise BadUpdate(f"{meta['version']} is a {meta['kind']}, not a whole model")
+            raise BadUpdate("meta", f"{meta['version']} is a {meta['kind']}, not a whole model")
+        tensors = check_payload(meta, payload, self.schema, self.admission.key)
         try:
             config, seed = ModelConfig.from_dict(meta["config"]), int(meta["seed"])
             fresh = build_model(self.schema, config, seed, self.device)
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError, UserError) as error:
-            raise BadUpdate(f"the settings of {meta['version']} do not make a model: {error}") from error
-        weights.write(fresh, self._verified(fresh, meta, payload))
-        self.model = fresh
-        self._become(meta)
+            reason = f"the settings of {meta['version']} do not make a model: {error}"
+            raise BadUpdate("weights", reason) from error
+        check_weights(meta, fresh, tensors)
+        weights.write(fresh, tensors)
+        check_scores(meta, fresh, self.schema, self.model, self.admission)
+        return Ready(meta, fresh)
 
-    def _verified(self, model: EventModel, meta: Meta, payload: bytes) -> dict[str, Tensor]:
-        """The payload's tensors, known to fit `model`; raises BadUpdate otherwise."""
-        if meta["schema"] != self.schema.hash:
-            raise BadUpdate(f"{meta['version']} was made for other features than this worker computes")
-        if hashlib.sha256(payload).hexdigest() != meta["sha256"]:
-            raise BadUpdate(f"{meta['version']} is damaged: its {len(payload)} bytes have another SHA-256")
-        try:
-            tensors = tensors_from_bytes(payload)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise BadUpdate(f"{meta['version']} is not readable as safetensors: {error}") from error
-        if reason := weights.problem(model, tensors):
-            raise BadUpdate(f"{meta['version']}: {reason}")
-        return tensors
+    def take(self, ready: Ready) -> None:
+        """Serves the prepared model from now on: one reference changes, between two `score` calls."""
+        self.model = ready.model
+        self._become(ready.meta)
 
     def _become(self, meta: Meta) -> None:
         self.lineage, self.refresh, self.chain = meta["lineage"], meta["refresh"], meta["chain"]
         self.event_ms, self.created_ms = meta["event_ms"], meta["created_ms"]
-
-
-_TEXTS = ("kind", "lineage", "version", "follows", "chain", "schema", "sha256")
-_COUNTS = ("refresh", "previous", "event_ms", "created_ms")
-
-
-def check_meta(meta: Meta) -> None:
-    """Raises BadUpdate unless every key that an update needs is there with its type."""
-    wrong = [name for name in _TEXTS if not isinstance(meta.get(name), str)]
-    wrong += [name for name in _COUNTS if type(meta.get(name)) is not int]
-    if wrong:
-        raise BadUpdate(f"the update's meta lacks {', '.join(wrong)}: {json.dumps(meta, default=str)[:200]}")
-    if meta["kind"] not in ("refresh", "swap") or meta["version"] != f"{meta['lineage']}.{meta['refresh']}":
-        raise BadUpdate(f"the update names kind {meta['kind']!r} and version {meta['version']!r}")

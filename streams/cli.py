@@ -13,7 +13,10 @@ from rich.console import Console
 from infra.disk import usable
 from infra.errors import UserError
 from infra.settings import Settings, load_secret
-from streams import look
+from streams import (
+    ask,  # noqa: F401 - it adds to `driftline models`
+    look,
+)
 from streams.backtest_cli import backtest
 from streams.look import TaskOption
 from streams.running import connected, settings_here

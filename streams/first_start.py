@@ -9,7 +9,6 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from featurestore.repository import FeatureWriter
-from infra.blobs import Blobs
 from infra.metrics import Metrics
 from infra.settings import Settings, this_worker
 from streams.task import Task, load_task
@@ -39,7 +38,7 @@ def _import_and_compile(task: Task, settings: Settings) -> None:
     from streams.live import LiveModel
     from streams.serve import warm_up
 
-    warm_up(task, LiveModel(task, settings.kafka, Blobs(settings.blobs), Metrics()))
+    warm_up(task, LiveModel(task, settings, "first start", Metrics()))
 
 
 if __name__ == "__main__":

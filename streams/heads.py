@@ -1,6 +1,7 @@
-"""The newest whole model of a task in the blob store: what a serving worker starts from, and where to read on.
+"""Whole models of a task in the blob store: the newest, that a serving worker starts from, and those to go back to.
 
-`head.json` is written last and names the model's file, so a reader finds a complete model or the one before it.
+The record (`head.json`, `kept/*.json`) is written last and names the model's file, so a reader finds a complete
+model or none.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 from infra.blobs import BlobMissing, Blobs
 
 _KEEP = 3
+KEPT = 20  # models to go back to
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,26 @@ class Heads:
         for old in self._blobs.list(f"{self._prefix}/whole/")[:-_KEEP]:
             self._blobs.delete(old)
         return path
+
+    def keep(self, head: Head) -> None:
+        """Store a model to go back to, under its version."""
+        name = f"{self._prefix}/kept/{head.meta['created_ms']:015d}-{head.meta['version']}"
+        self._blobs.put(f"{name}.safetensors", head.payload)
+        self._blobs.put(f"{name}.json", json.dumps({"meta": head.meta, "offset": head.offset}).encode())
+        for old in self._blobs.list(f"{self._prefix}/kept/")[: -2 * KEPT]:
+            self._blobs.delete(old)
+
+    def kept(self) -> dict[str, str]:
+        """Version → blob of the models that one can go back to, oldest first."""
+        blobs = [b for b in self._blobs.list(f"{self._prefix}/kept/") if b.endswith(".json")]
+        return {blob.rpartition("-")[2].removesuffix(".json"): blob for blob in blobs}
+
+    def kept_model(self, version: str) -> Head:
+        """A model that was kept. KeyError for one that was not."""
+        blob = self.kept()[version]
+        record = json.loads(self._blobs.get(blob))
+        payload = self._blobs.get(f"{blob.removesuffix('.json')}.safetensors")
+        return Head(record["meta"], payload, record["offset"])
 
     def any(self) -> bool:
         """Whether the learner has published a first model."""

@@ -7,7 +7,8 @@ positions live in its checkpoint, next to the weights they led to. One round:
    (`learners.ledger`), on the disk before the first of them is taken;
 2. each step: every arm scores a batch before any arm learns it (`learners.arena`); what comes of it goes to its topics
    (`streams.announce`);
-3. a promotion publishes the new champion whole, a swap (`streams.publishing`);
+3. a promotion or a rollback publishes the new champion whole, a swap (`streams.publishing`); between the steps it is
+   looked at what the workers report and what people ask for (`streams.steering`), which may end in one as well;
 4. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too;
 5. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
    positions and the place in the ledger, manifest last; and a whole model for workers that start (`heads`).
@@ -22,21 +23,26 @@ from collections.abc import Sequence
 from infra.clock import now_ms
 from infra.disk import usable
 from infra.kafka import translated
-from infra.settings import Settings
+from infra.settings import Settings, load_model_key
 from learners import checkpoint
+from learners.arena import Decision
+from learners.challenger import Now
 from learners.checkpoint import Checkpoint
 from learners.cuts import RowsGone, Step
-from learners.entries import Line, OneStep, Position, Steps, Version, Void, in_order
+from learners.entries import Line, OneStep, Position, Steered, Steps, Version, Void, in_order
 from learners.entries import Settings as NewSettings
 from learners.ledger import NO_CHAIN, BrokenLedger, Ledger
 from learners.recipe import Recipe
 from learners.registry import Registry
+from learners.slot import BadUpdate
 from streams.announce import Announcer
+from streams.control import Control
 from streams.heads import Heads
 from streams.kept import Kept, recipe_of, tidy
 from streams.labelled import KafkaLog, LabelledLog, LabelledReader
 from streams.outlet import KafkaOutlet, Outlet
 from streams.publishing import Publisher
+from streams.steering import Steering
 from streams.task import Task
 from streams.topics import Topics
 from streams.training import Training
@@ -44,15 +50,16 @@ from streams.training import Training
 log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_MS = 10_000
+STEER_EVERY_MS = 50
 CHECKPOINT_WORK_MS = 3_000  # learning since a checkpoint is repeated after a crash: not much more than this
 MOST_STEPS = 64  # of a round: a refresh, a checkpoint and a request to stop wait for its end
 
 
-def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet]:
-    """The learner's way in and out by Kafka."""
+def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet, Control]:
+    """The learner's way in and out by Kafka, and what steers it."""
     topics = Topics.of(task)
     source = KafkaLog(settings.kafka, topics.labelled, settings.partitions)
-    return source, KafkaOutlet(settings.kafka, topics.model_updates)
+    return source, KafkaOutlet(settings.kafka, topics.model_updates), Control(settings.kafka, topics)
 
 
 class Learner:
@@ -64,6 +71,7 @@ class Learner:
         settings: Settings,
         source: LabelledLog,
         outlet: Outlet,
+        control: Control | None = None,
         *,
         freeze_at_ms: int | None = None,
         checkpoint_every_ms: int = CHECKPOINT_EVERY_MS,
@@ -74,7 +82,11 @@ class Learner:
         store = self._kept.store
         self._ledger = Ledger(self._kept.ledger_path, store, self._kept.ledger)
         registry = Registry(store, f"models/{task.name}/registry")
-        publisher = Publisher(outlet, self._ledger, Heads(store, task.name), registry)
+        heads, key = Heads(store, task.name), load_model_key(settings.model_key)
+        publisher = Publisher(outlet, self._ledger, heads, registry, key)
+        self._control = control
+        self._steering = Steering(task.guard, control, heads, registry) if control else None
+        self._steered_ms = 0
         self._wanted = recipe_of(task, freeze_at_ms)
         self.training = Training(self._wanted, self._ledger, publisher, Announcer(task, outlet), registry)
         self._reader = LabelledReader(source, task.model.batch_size, task.rows_hash, self.training.metrics)
@@ -92,9 +104,12 @@ class Learner:
         place = usable(self._kept.ledger_path, "name another folder with DRIFTLINE_DATA")
         with translated(self._settings.kafka), place:
             self.start()
+            if self._control is not None:
+                self._control.start()
             refreshed = saved = now_ms()
             while not self._stop:
                 self._learn(self._reader.steps(MOST_STEPS))  # 1, 2, 3
+                self._steer()
                 now = now_ms()
                 if now - refreshed >= self._task.serving.refresh_every_ms:
                     self.training.refresh()  # 4
@@ -106,6 +121,8 @@ class Learner:
             self._outlet.close()
             self._source.close()
             self._ledger.close()
+            if self._control is not None:
+                self._control.close()
 
     def start(self) -> None:
         """Become what the former life was when it ended, or begin."""
@@ -139,6 +156,8 @@ class Learner:
             try:
                 self.training.load(found.files, found.meta)
                 n, chain = found.meta["ledger"]["n"], found.meta["ledger"]["chain"]
+                if self._control is not None:
+                    self._control.position = found.meta.get("commands")
             except (KeyError, ValueError, TypeError) as error:
                 log.warning("checkpoint %d is of another version of Driftline (%r)", found.step, error)
                 return []
@@ -164,10 +183,12 @@ class Learner:
                         reader.start(training.positions)
                     case OneStep():
                         training.learn(reader.again(each), each.runs)
+                    case Steered():
+                        training.steer(each)
                     case Version():
                         if not training.publish_again(each):
                             log.error("%s is not what it was when it was published", each.version)
-        except (RowsGone, ValueError) as error:
+        except (RowsGone, BadUpdate, KeyError, ValueError) as error:
             why = f"steps after {training.step} cannot be repeated: {error}"
             log.error("%s", why)
             self._ledger.append(Void(training.step, why), now_ms())
@@ -201,8 +222,22 @@ class Learner:
         self._ledger.append(entry, began)
         for step in steps:
             training.learn(step.batch, step.runs)
+            self._steer()
         training.positions = self._reader.positions  # also past records without rows
         self._worked_ms += now_ms() - began
+
+    def _steer(self) -> None:
+        """Follow the workers and the commands; what changes a model is written down before it is done."""
+        training, now = self.training, Now(self.training.event_ms, now_ms())
+        if self._steering is None or now.created_ms - self._steered_ms < STEER_EVERY_MS:
+            return
+        self._steered_ms = now.created_ms
+        for each in self._steering.turn(training.arena, training.step, now):
+            if isinstance(each, Decision):
+                training.tell(each)
+            else:
+                self._ledger.append(each, now.created_ms)
+                training.steer(each)
 
     def _checkpoint(self) -> None:
         """Everything that the log led to, in one bundle; then a whole model for workers that start."""
@@ -213,6 +248,8 @@ class Learner:
         try:
             self._ledger.seal()
             files, meta = self.training.state()
+            if self._control is not None:
+                meta["commands"] = self._control.position
             checkpoint.save(store, prefix, self._saved, files, meta | {"created_ms": now_ms()})
             self._ledger.prune(tidy(self._kept, self._source.oldest()))
             self.training.keep_head()

@@ -1,38 +1,48 @@
 """The live model of a serving worker: starts from the newest whole model and follows the model-updates topic.
 
-Scoring and updating happen in one thread, so a batch is scored by exactly one version.
+Scoring and taking an update happen in one thread, so a batch is scored by exactly one version. A whole model is built,
+checked and warmed up in another thread first (`learners.slot.Slot.prepare`): a swap costs the stream one assignment.
+What the worker serves, took and refused, it reports (`streams.fleet`).
 """
 
 import asyncio
 import json
 import logging
+import time
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from numpy.typing import NDArray
 
 from infra.blobs import Blobs
 from infra.clock import now_ms
 from infra.metrics import Metrics
-from learners.slot import BadUpdate, MissedRefresh, Slot
+from infra.settings import Settings, load_model_key
+from learners.admission import Admission, BadUpdate, Meta, check_meta
+from learners.slot import MissedRefresh, Slot
+from streams.fleet import ReportWriter
 from streams.heads import Heads
 from streams.task import Task
 from streams.topics import MAX_RECORD_BYTES, Topics
 
 log = logging.getLogger(__name__)
 META = "meta"
+REPORT_EVERY_S = 1.0
 _RELOAD_PAUSE_MS = 1000
 
 
 class LiveModel:
-    """Scores rows with the live version, which `follow` keeps fresh."""
+    """Scores rows with the live version, which `follow` keeps fresh and `report` tells of, under the name `worker`."""
 
-    def __init__(self, task: Task, kafka: str, blobs: Blobs, metrics: Metrics) -> None:
-        self._topic, self._kafka = Topics.of(task).model_updates, kafka
-        self._heads = Heads(blobs, task.name)
-        self._slot = Slot(task.schema, task.model, task.seed)
+    def __init__(self, task: Task, settings: Settings, worker: str, metrics: Metrics) -> None:
+        self._topics, self._kafka = Topics.of(task), settings.kafka
+        self._heads = Heads(Blobs(settings.blobs), task.name)
+        admission = Admission(load_model_key(settings.model_key), task.guard.max_scoring_ms)
+        self._slot = Slot(task.schema, task.model, task.seed, admission=admission)
         self._metrics = metrics
+        self._report = ReportWriter(task.name, worker)
+        self._news = asyncio.Event()
         self._reloaded_ms = 0
 
     @property
@@ -44,7 +54,10 @@ class LiveModel:
         self, numbers: NDArray[np.float32], categories: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], str]:
         """Probabilities float32 [n] of numbers [n, N] and categories [n, C], and the version that made all of them."""
-        return self._slot.score(numbers, categories)
+        start = time.perf_counter()
+        scores, version = self._slot.score(numbers, categories)
+        self._report.scored(version, scores, (time.perf_counter() - start) * 1000.0)
+        return scores, version
 
     def load(self) -> int:
         """Take the newest whole model; the offset of model-updates to read on from."""
@@ -54,14 +67,13 @@ class LiveModel:
         try:
             self._slot.load_full(head.meta, head.payload)
         except BadUpdate as error:
-            log.error("the newest stored model is refused: %s", error)
-            self._metrics.count("rejected_updates_total")
+            self._refuse(head.meta, error, "the newest stored model")
         return head.offset
 
     async def follow(self) -> None:
         """Read model-updates for ever; a Faust task of the worker."""
         offset = self.load()
-        at = TopicPartition(self._topic, 0)
+        at = TopicPartition(self._topics.model_updates, 0)
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._kafka.split(","),
             enable_auto_commit=False,
@@ -74,33 +86,77 @@ class LiveModel:
             oldest = (await consumer.beginning_offsets([at]))[at]
             consumer.seek(at, max(offset, oldest))
             async for record in consumer:
-                again = self._take(record)
+                again = await self._take(record)
                 if again is not None:
                     consumer.seek(at, again)
         finally:
             await asyncio.shield(consumer.stop())
 
-    def _take(self, record: Any) -> int | None:
+    async def report(self) -> None:
+        """Tell what is served, every second and after every whole model, for ever; a Faust task of the worker."""
+        producer = AIOKafkaProducer(bootstrap_servers=self._kafka.split(","))
+        await producer.start()
+        try:
+            while True:
+                value = self._report.take(self._slot.version, now_ms())
+                await producer.send_and_wait(self._topics.workers, value, partition=0)
+                try:
+                    await asyncio.wait_for(self._news.wait(), REPORT_EVERY_S)
+                except TimeoutError:
+                    continue
+                self._news.clear()
+        finally:
+            await asyncio.shield(producer.stop())
+
+    async def _take(self, record: Any) -> int | None:
         """Apply an update; where to read on instead of behind it, after one was missed."""
-        headers = dict(record.headers)
+        headers, payload = dict(record.headers), record.value or b""
+        meta: Meta = {}
         try:
             meta = json.loads(headers[META])
-            if self._slot.apply(meta, record.value or b""):
+            check_meta(meta)
+            if await self._apply(meta, payload):
                 self._metrics.count("swaps_total" if meta["kind"] == "swap" else "refreshes_total")
                 self._metrics.note("staleness_ms", now_ms() - meta["created_ms"])
-                if meta["kind"] == "swap":
-                    log.info("swapped to %s", self._slot.version)
-        except (BadUpdate, KeyError, ValueError) as error:
-            log.error("model update at offset %d is refused: %s", record.offset, error)
-            self._metrics.count("rejected_updates_total")
+        except BadUpdate as error:
+            self._refuse(meta, error, f"model update at offset {record.offset}")
+        except (KeyError, ValueError) as error:
+            self._refuse(meta, BadUpdate("meta", repr(error)), f"model update at offset {record.offset}")
         except MissedRefresh as error:
-            return self._reload(error)
+            return await self._reload(error)
         return None
 
-    def _reload(self, error: MissedRefresh) -> int | None:
+    async def _apply(self, meta: Meta, payload: bytes) -> bool:
+        if meta["kind"] != "swap":
+            return self._slot.apply(meta, payload)
+        if self._slot.holds(meta):
+            return False
+        # Nobody else changes the slot meanwhile: the updates are taken one after the other.
+        self._slot.take(await asyncio.to_thread(self._slot.prepare, meta, payload))
+        self._news.set()
+        log.info("swapped to %s", self._slot.version)
+        return True
+
+    def _refuse(self, meta: Meta, error: BadUpdate, what: str) -> None:
+        """The worker stays with what it has, and says so."""
+        log.error("%s is refused, %s goes on: %s", what, self._slot.version, error)
+        self._metrics.count("rejected_updates_total")
+        self._report.refused(str(meta.get("version", "")), error)
+        self._news.set()
+
+    async def _reload(self, error: MissedRefresh) -> int | None:
         """Take the newest whole model, at most once a second: it may be older than what is missed."""
         if now_ms() - self._reloaded_ms < _RELOAD_PAUSE_MS:
             return None
         self._reloaded_ms = now_ms()
         log.info("%s; loading the newest whole model", error)
-        return self.load()
+        head = await asyncio.to_thread(self._heads.get)
+        if head is None:
+            return None
+        try:
+            self._slot.take(await asyncio.to_thread(self._slot.prepare, head.meta, head.payload))
+            self._news.set()
+        except BadUpdate as refused:
+            self._refuse(head.meta, refused, "the newest stored model")
+            return None
+        return head.offset

@@ -29,7 +29,9 @@ class Place:
     positions: dict[int, Position]
 
 
-def made_again(champion: Trainer, version: Version, event_ms: int, created_ms: int) -> tuple[Meta, bytes]:
+def made_again(
+    champion: Trainer, version: Version, event_ms: int, created_ms: int, key: bytes = b""
+) -> tuple[Meta, bytes]:
     """The update of a ledger's entry, from the trainer that the steps before it led to: advances its version.
 
     It is what was published if its chain and SHA-256 are those of the entry.
@@ -37,7 +39,7 @@ def made_again(champion: Trainer, version: Version, event_ms: int, created_ms: i
     if version.above is not None:
         champion.advance(version.above)
     encode = encode_full if version.whole else encode_refresh
-    return encode(champion, event_ms=event_ms, created_ms=created_ms)
+    return encode(champion, event_ms=event_ms, created_ms=created_ms, key=key)
 
 
 class Publisher:
@@ -45,10 +47,14 @@ class Publisher:
 
     `offset` is that of the newest update known to be in the topic, -1 before the first, and `chain` what identifies its
     weights; `numbers` has the newest refresh number of each lineage up to there. A checkpoint keeps them: `state`.
+    `key` signs what is sent; b"" for no signature.
     """
 
-    def __init__(self, outlet: Outlet, ledger: Ledger, heads: Heads, registry: Registry) -> None:
-        self._outlet, self._ledger, self._heads, self._registry = outlet, ledger, heads, registry
+    def __init__(
+        self, outlet: Outlet, ledger: Ledger, heads: Heads, registry: Registry, key: bytes = b""
+    ) -> None:
+        self._outlet, self._ledger, self._registry, self._key = outlet, ledger, registry, key
+        self.heads = heads
         self.offset, self.chain = -1, ""
         self.numbers: dict[str, int] = {}
         self._heard: set[str] = set()  # chains of the updates of a former life
@@ -70,24 +76,32 @@ class Publisher:
 
     def refresh(self, champion: Trainer, place: Place) -> None:
         """Send the rows and layers that changed."""
-        self._publish(*encode_refresh(champion, event_ms=place.event_ms, created_ms=now_ms()), place)
+        self._publish(
+            *encode_refresh(champion, event_ms=place.event_ms, created_ms=now_ms(), key=self._key), place
+        )
 
     def whole(self, champion: Trainer, place: Place, why: str) -> None:
-        """Send the champion whole under a number that no worker has seen, make it the head, note it as live."""
+        """Send the champion whole under a number that no worker has seen, make it the head, note it as live.
+
+        Where this is a swap, the model that goes and the one that comes are kept, to roll back to.
+        """
         above = self.numbers.get(champion.lineage, 0)
         champion.advance(above)
-        meta, payload = encode_full(champion, event_ms=place.event_ms, created_ms=now_ms())
+        meta, payload = encode_full(champion, event_ms=place.event_ms, created_ms=now_ms(), key=self._key)
         self._publish(meta, payload, place, above, why)
-        path = self._heads.put(Head(meta, payload, self.offset + 1))
-        live = self._registry.live()
+        live, former, newest = self._registry.live(), self.heads.get(), Head(meta, payload, self.offset + 1)
+        path = self.heads.put(newest)
         if live is None or live.lineage != champion.lineage:
+            for head in (former, newest):
+                if head is not None:
+                    self.heads.keep(head)
             self._registry.set_live(
                 Live(champion.lineage, meta["version"], now_ms(), place.event_ms, path, why)
             )
 
     def again(self, champion: Trainer, version: Version) -> bool:
         """Make a version of the ledger once more, and send it if it never was; whether it is the same to the bit."""
-        meta, payload = made_again(champion, version, version.event_ms, now_ms())
+        meta, payload = made_again(champion, version, version.event_ms, now_ms(), self._key)
         if meta["chain"] not in self._heard:
             self._note(self._outlet.publish(meta, payload), meta)
         self._why = version.why or self._why
@@ -101,8 +115,8 @@ class Publisher:
 
     def keep_head(self, champion: Trainer, event_ms: int) -> None:
         """Store what was last sent as a whole model, for workers that start. OSError when the store refuses."""
-        meta, payload = encode_full(champion, event_ms=event_ms, created_ms=now_ms())
-        self._heads.put(Head(meta, payload, self.offset + 1))
+        meta, payload = encode_full(champion, event_ms=event_ms, created_ms=now_ms(), key=self._key)
+        self.heads.put(Head(meta, payload, self.offset + 1))
 
     def _publish(
         self, meta: Meta, payload: bytes, place: Place, above: int | None = None, why: str = ""

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,7 +43,8 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     app = make_app(group, settings)
     blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
     metrics = Metrics()
-    live = LiveModel(task, settings.kafka, blobs, metrics)
+    worker = settings.worker or f"{socket.gethostname()}-{os.getpid()}"
+    live = LiveModel(task, settings, worker, metrics)
     features = FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive)
     online = OnlineWriter(features, executor, metrics)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
@@ -63,7 +66,9 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
 
     serving = task.serving
     partitions = Partitions(make, group_of, pause_ms=serving.commit_every_ms, quiet_ms=serving.idle_ms)
-    _run(app, partitions, group_of, [live.follow, online.run, _reporter(metrics)], [online.flush])
+    _run(
+        app, partitions, group_of, [live.follow, live.report, online.run, _reporter(metrics)], [online.flush]
+    )
     return app
 
 

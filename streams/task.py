@@ -19,6 +19,7 @@ from infra.errors import UserError
 from learners.batch import ModelConfig, Schema
 from learners.blocks import Block
 from learners.drift import DriftConfig
+from learners.rollback import GuardConfig
 
 BUILT_IN = Path(__file__).parent / "tasks"
 CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
@@ -157,6 +158,7 @@ class Task:
     model: ModelConfig
     challenger: ModelConfig
     drift: DriftConfig
+    guard: GuardConfig
     serving: Serving
     topics: TopicNames
     path: Path  # absolute

@@ -19,6 +19,7 @@ from learners.batch import (
     ModelConfig,
 )
 from learners.drift import POLICIES, DriftConfig
+from learners.rollback import GuardConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
 from streams.task_model import check_blocks, check_used, with_tower
@@ -26,7 +27,7 @@ from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
 from streams.topics import Topics
 
-Config = TypeVar("Config", ModelConfig, DriftConfig)
+Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig)
 
 TOP = (
     "task",
@@ -38,6 +39,7 @@ TOP = (
     "model",
     "challenger",
     "drift",
+    "guard",
     "serving",
     "topics",
 )
@@ -96,7 +98,8 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     made = Task(
         name, kind, metric, calendar, event, entities, label, views, _privacy(root, event),
         model, _settings(root.table("challenger"), _usual_challenger(model)),
-        _settings(root.table("drift"), DriftConfig()), _serving(root), _topic_names(root), path, text,
+        _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
+        _serving(root), _topic_names(root), path, text,
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))

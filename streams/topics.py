@@ -73,11 +73,22 @@ class Topics:
         return f"{self.task}.feature-drift"
 
     @property
+    def workers(self) -> str:
+        """What each serve worker runs, took and refused, for the learner."""
+        return f"{self.task}.workers"
+
+    @property
+    def commands(self) -> str:
+        """What people ask the learner to do: roll back, promote."""
+        return f"{self.task}.commands"
+
+    @property
     def internal(self) -> tuple[str, ...]:
         """Topics whose names are not the task file's to choose."""
         staged = [self.stage(i) for i in range(1, len(self.entities))]
         fed = [self.feedback(entity) for entity in self.feedback_entities]
-        own = (self.examples, self.labelled, self.model_updates, self.audit, self.metrics, self.feature_drift)
+        learned = (self.model_updates, self.audit, self.metrics, self.feature_drift)
+        own = (self.examples, self.labelled, *learned, self.workers, self.commands)
         return (*own, *staged, *fed)
 
     @property
@@ -104,6 +115,8 @@ class Topics:
         wide += [self.feedback(entity) for entity in self.feedback_entities]
         layout = dict.fromkeys(wide, (partitions, big))
         layout[self.model_updates] = (1, big | {"retention.ms": str(_HOUR_MS)})
+        layout[self.workers] = (1, {"retention.ms": str(_HOUR_MS)})
+        layout[self.commands] = (1, {})
         layout |= {
             name: (1, {}) for name in (self.drift_alerts, self.audit, self.metrics, self.feature_drift)
         }

@@ -1,19 +1,29 @@
 """One learner's arena, where it stands in the log, and what follows from a step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from infra.clock import now_ms
 from infra.metrics import Metrics
-from learners.arena import FIRST, Decision
+from learners.arena import FIRST, Arena, Decision, Event
 from learners.batch import Batch
-from learners.entries import Position, Run, Settings, Version
+from learners.challenger import Now
+from learners.entries import Position, Run, Settings, Steered, Version
 from learners.ledger import Ledger
 from learners.recipe import Recipe
-from learners.registry import Lineage, Registry
+from learners.registry import Lineage, Quarantine, Registry
+from learners.slot import trainer_of
+from learners.trainer import Trainer
 from streams.announce import Announcer
 from streams.kept import positions_of
 from streams.publishing import Place, Publisher
+
+
+def standing(arena: Arena) -> dict[str, Trainer]:
+    """The replaced models that still learn, by lineage: what one can go back to without a loss."""
+    kept = (arena.continuous, arena.guard.former if arena.guard else None)
+    return {arm.lineage: arm for arm in kept if arm is not None}
 
 
 class Training:
@@ -100,11 +110,45 @@ class Training:
             self.positions[run.partition] = run.end
         self._event_ms = max(self._event_ms, int(batch.event_ms.max()))
         self.metrics.count("trained_total", len(batch))
+        self._handle(events)
+        self._announcer.tell_feature_drift(self.arena.psi(), self._event_ms)
+
+    def steer(self, asked: Steered) -> None:
+        """Promote or roll back, as it was decided outside of the arena.
+
+        Raises BadUpdate, KeyError or ValueError where the target cannot be had.
+        """
+        now = Now(asked.event_ms, asked.created_ms)
+        if asked.action == "promote":
+            events = self.arena.approve(asked.target, now.event_ms, now.created_ms)
+        else:
+            good, facts = self._good(asked.target)
+            events = self.arena.roll_back(asked.why, facts, now, good)
+        first, *rest = events
+        assert isinstance(first, Decision)
+        self._handle([replace(first, evidence=first.evidence | asked.facts), *rest])
+
+    def _good(self, target: str) -> tuple[Trainer | None, dict[str, Any]]:
+        """The model of a `Steered`; where it is newly made of a stored one, its parent."""
+        arm = standing(self.arena).get(target)
+        if arm is not None or not target:
+            return arm, {}
+        head = self._publisher.heads.kept_model(target)
+        good = trainer_of(self.recipe.schema, head.meta, head.payload, "L0")
+        good.lineage = self.arena.born(good.config, good.seed)
+        self._born[good.lineage] = self.step
+        return good, {"parent": target}
+
+    def tell(self, decision: Decision) -> None:
+        """Tell of a decision that changes no model."""
+        self._announcer.tell(decision)
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        """Tell what happened, and do what a decision asks for."""
         for event in events:
             self._announcer.tell(event)
             if isinstance(event, Decision):
                 self._follow(event)
-        self._announcer.tell_feature_drift(self.arena.psi(), self._event_ms)
 
     def refresh(self) -> None:
         """Publish what changed, if anything did."""
@@ -125,6 +169,11 @@ class Training:
         self._publisher.keep_head(self.arena.champion, self._event_ms)
 
     @property
+    def event_ms(self) -> int:
+        """The newest event time that was learned from."""
+        return self._event_ms
+
+    @property
     def _place(self) -> Place:
         born = self._born[self.arena.champion.lineage]
         return Place(self.step, born, self.arena.examples, self._event_ms, dict(self.positions))
@@ -136,8 +185,17 @@ class Training:
             copied = decision.evidence["kind"] == "warm"
             parent = self.arena.champion.version if copied else None
             self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
-        if decision.action == "promote" and self.step not in self.published:
+        if decision.action == "rollback":
+            self._bar(decision)
+        if decision.action in ("promote", "rollback") and self.step not in self.published:
             self._publisher.whole(self.arena.champion, self._place, decision.reason)
+
+    def _bar(self, decision: Decision) -> None:
+        """Quarantine what was rolled back, before the good model goes out."""
+        if parent := decision.evidence.get("parent"):
+            self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
+        reason, facts, event_ms = decision.reason, decision.evidence, decision.event_ms
+        self._registry.quarantine(Quarantine(decision.champion, reason, facts, event_ms, decision.created_ms))
 
     def _record_lineage(self, name: str, parent: str | None, why: str, event_ms: int) -> None:
         config, seed, schema = self.arena.config_of(name), self.arena.seed_of(name), self.recipe.schema.hash

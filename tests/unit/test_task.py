@@ -14,6 +14,7 @@ from featurestore.spec import WINDOW_AGGREGATES
 from infra.errors import UserError
 from learners.batch import ModelConfig
 from learners.drift import DriftConfig
+from learners.rollback import GuardConfig
 from streams import task_event, task_parse
 from streams.events import EventDecoder, LabelDecoder
 from streams.privacy import Pseudonymiser
@@ -187,6 +188,7 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
         ("`[privacy]`", task_parse.PRIVACY),
         ("`[model]` and `[challenger]`", [field.name for field in fields(ModelConfig)]),
         ("`[drift]`", [field.name for field in fields(DriftConfig)]),
+        ("`[guard]`", [field.name for field in fields(GuardConfig)]),
         ("`[serving]`", task_parse.SERVING),
         ("`[topics]`", task_parse.TOPICS),
     ]:
@@ -197,9 +199,10 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
 
 
 def test_the_reference_has_the_true_defaults() -> None:
-    configs: list[tuple[str, ModelConfig | DriftConfig]] = [
+    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig]] = [
         ("`[model]` and `[challenger]`", ModelConfig()),
         ("`[drift]`", DriftConfig()),
+        ("`[guard]`", GuardConfig()),
     ]
     for title, config in configs:
         written = {key: tomllib.loads(f"x = {text}")["x"] for key, text in section(title).items()}

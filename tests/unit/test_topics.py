@@ -26,7 +26,7 @@ def test_every_topic_has_a_name_of_its_own() -> None:
     assert set(layout) == {
         *topics.internal, topics.events, topics.labels, topics.predictions, topics.drift_alerts, topics.dead_letters,
     }  # fmt: skip
-    assert len(layout) == 13
+    assert len(layout) == 15
 
 
 def test_a_task_file_can_name_its_topics() -> None:

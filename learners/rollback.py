@@ -1,0 +1,265 @@
+"""The guard after a swap: the replaced champion goes on scoring beside the new one, and is put back if it was better.
+
+Two sources of evidence. Labelled examples (`Guard`): losses of both on the same examples, and the new champion's
+calibration. What the workers say before any label comes (`Served`): scores that are no number, scores that are
+distributed quite otherwise than before the swap, and scoring that takes too long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.verdict import Wealth
+
+if TYPE_CHECKING:
+    from learners.trainer import Trainer
+
+Floats = NDArray[np.float64]
+
+BETS = 3  # on the loss, and on a bias upwards and downwards: they share alpha
+BINS = 40  # of a histogram of scores: logits from -LARGEST to LARGEST, equally wide
+LARGEST = 15.0
+GOLDEN_ROWS = 64  # that scoring is timed with
+ENOUGH = 1_000  # scores, before a histogram says anything
+_SHARE = 0.1  # bins are merged until each held so much of the scores before the swap
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """The `[guard]` section of a task file. Raises ValueError, naming the field, for a value that cannot work."""
+
+    events: int = 5_000  # labelled examples that the guard looks at after a swap; 0: no guard
+    alpha: float = (
+        0.01  # at most this share of swaps to a model that is no worse is taken back for its losses
+    )
+    min_effect: float = 0.0005  # nats by which it must be worse than the one that it replaced
+    max_bias: float = (
+        0.1  # how far the mean score may be from the mean label, if the replaced one's is nearer
+    )
+    max_shift: float = 2.0  # PSI between the scores before and after the swap
+    max_scoring_ms: float = 100.0  # for 64 rows, before a swap and after it
+
+    def __post_init__(self) -> None:
+        if self.events < 0:
+            raise ValueError("events must be at least 0")
+        if not 0.0 < self.alpha < 1.0:
+            raise ValueError("alpha must be above 0 and below 1")
+        if not 0.0 <= self.min_effect < 1.0:
+            raise ValueError("min_effect must be at least 0 and below 1 nat")
+        if not 0.0 < self.max_bias < 1.0:
+            raise ValueError("max_bias must be above 0 and below 1")
+        for name in ("max_shift", "max_scoring_ms"):
+            if getattr(self, name) <= 0.0:
+                raise ValueError(f"{name} must be above 0")
+
+
+USUAL = GuardConfig()
+
+
+class Guard:
+    """Watches the champion of `lineage`, which replaced `former`. Both go on learning.
+
+    Each bet is anytime-valid (see `learners.verdict`): a champion that is no worse and not biased is rolled back
+    with probability at most alpha, however often one looks.
+    """
+
+    def __init__(self, config: GuardConfig, lineage: str, former: "Trainer") -> None:
+        self._config, self.lineage, self.former = config, lineage, former
+        self._worse = Wealth(config.min_effect)
+        self._bias = (Wealth(config.max_bias, 1.0), Wealth(config.max_bias, 1.0))  # upwards, downwards
+        self.count = 0
+        self._sums = np.zeros(5)  # losses of champion and former, scores of both, labels
+
+    def update(
+        self, label: NDArray[Any], scores: Mapping[str, NDArray[Any]], losses: Mapping[str, Floats]
+    ) -> None:
+        """Labels [n], and by lineage scores [n] and losses [n], of examples that neither had learned from."""
+        own, its = self.lineage, self.former.lineage
+        self._worse.update(losses[own] - losses[its])
+        error = scores[own].astype(np.float64) - label
+        for bet, sign in zip(self._bias, (1.0, -1.0), strict=True):
+            bet.update(sign * error)
+        self.count += len(label)
+        told = (losses[own], losses[its], scores[own], scores[its], label)
+        self._sums += [column.sum(dtype=np.float64) for column in told]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the window is over."""
+        return self.count >= self._config.events
+
+    @property
+    def reason(self) -> str | None:
+        """Why the champion must go, in words; None if nothing speaks against it."""
+        needed = BETS / self._config.alpha
+        evidence = self.evidence()
+        if self._worse.log >= np.log(needed):
+            losses = f"log loss {evidence['champion_log_loss']:.4f} against {evidence['former_log_loss']:.4f}"
+            return f"{losses} of {self.former.lineage} on {self.count:,} examples since the swap"
+        own, its = abs(evidence["champion_bias"]), abs(evidence["former_bias"])
+        if max(bet.log for bet in self._bias) >= np.log(needed) and its < own:
+            bias = f"the mean score is {evidence['champion_bias']:+.3f} off the mean label"
+            return f"{bias} on {self.count:,} examples since the swap, {its:.3f} of {self.former.lineage}"
+        return None
+
+    @property
+    def held(self) -> str:
+        """That nothing speaks against it, in words."""
+        return f"{self.lineage} held for {self.count:,} examples after it had replaced {self.former.lineage}"
+
+    def evidence(self) -> dict[str, Any]:
+        """What the guard knows, ready for JSON."""
+        loss, former_loss, score, former_score, label = self._sums / max(self.count, 1)
+        return {
+            "guarded": self.lineage,
+            "n": self.count,
+            "alpha": self._config.alpha / BETS,
+            "e_value_worse": float(np.exp(min(self._worse.log, 709.0))),
+            "champion_log_loss": float(loss),
+            "former_log_loss": float(former_loss),
+            "champion_bias": float(score - label),
+            "former_bias": float(former_score - label),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All but the former champion's model, ready for JSON."""
+        bets = [bet.state() for bet in (self._worse, *self._bias)]
+        return {
+            "lineage": self.lineage,
+            "former": self.former.lineage,
+            "count": self.count,
+            "sums": self._sums.tolist(),
+            "bets": bets,
+        }
+
+    @classmethod
+    def restored(cls, config: GuardConfig, state: Mapping[str, Any], former: "Trainer") -> Self:
+        """The inverse of `state`, with the former champion."""
+        guard = cls(config, state["lineage"], former)
+        guard.count, guard._sums = int(state["count"]), np.array(state["sums"], np.float64)
+        for bet, saved in zip((guard._worse, *guard._bias), state["bets"], strict=True):
+            bet.load(saved)
+        return guard
+
+
+def histogram(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Counts [40] of finite probabilities by their logit."""
+    known = scores[np.isfinite(scores)].astype(np.float64)
+    clipped = np.clip(known, 1e-9, 1.0 - 1e-9)
+    logit = np.clip(np.log(clipped / (1.0 - clipped)), -LARGEST, LARGEST)
+    counts: NDArray[np.int64] = np.histogram(logit, BINS, (-LARGEST, LARGEST))[0].astype(np.int64)
+    return counts
+
+
+def stability(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
+    """Population stability index between two histograms [40], over bins merged to a tenth of `before` or more."""
+    groups = np.minimum(np.floor((np.cumsum(before) - before) / (_SHARE * before.sum())), 1.0 / _SHARE - 1)
+    shares = []
+    for counts in (before, after):
+        merged = np.bincount(groups.astype(np.int64), counts, int(1.0 / _SHARE)) + 0.5
+        shares.append(merged / merged.sum())
+    return float(np.sum((shares[1] - shares[0]) * np.log(shares[1] / shares[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one worker scored in a while: rows, those whose score is no number, the time it took.
+
+    `goldens` is the time's measure: for each batch its rows over 64, 1 for a smaller one. `histogram` as below.
+    """
+
+    rows: int = 0
+    broken: int = 0
+    spent_ms: float = 0.0
+    goldens: float = 0.0
+    histogram: tuple[int, ...] = ()
+
+    def plus(self, scores: NDArray[Any], took_ms: float) -> "Scored":
+        """With one more batch of scores [n]."""
+        if not len(scores):
+            return self
+        counts = histogram(scores) + np.array(self.histogram or [0] * BINS, np.int64)
+        return Scored(
+            self.rows + len(scores),
+            self.broken + int(len(scores) - np.isfinite(scores).sum()),
+            self.spent_ms + took_ms,
+            self.goldens + max(1.0, len(scores) / GOLDEN_ROWS),
+            tuple(counts.tolist()),
+        )
+
+
+class Served:
+    """What the workers served before the newest swap and since, added up; pure."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._lineage = ""
+        self._before = np.zeros(BINS, np.int64)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._since = np.zeros(BINS, np.int64)
+        self._scored = self._broken = 0
+        self._spent_ms = self._goldens = 0.0
+
+    def swapped(self, lineage: str) -> None:
+        """`lineage` is live from now on."""
+        if lineage != self._lineage:
+            if self._since.sum() >= ENOUGH:
+                self._before = self._since
+            self._lineage = lineage
+            self._clear()
+
+    def hear(self, lineage: str, part: "Scored") -> None:
+        """Add what one worker scored with `lineage` since its last report."""
+        if lineage != self._lineage:
+            return
+        if self._since.sum() > 100 * ENOUGH:  # the newest count more
+            self._since //= 2
+        self._since += np.array(part.histogram or [0] * BINS, np.int64)
+        self._scored += part.rows
+        self._broken += part.broken
+        self._spent_ms += part.spent_ms
+        self._goldens += part.goldens
+
+    @property
+    def reason(self) -> str | None:
+        """Why the lineage must go, in words; None if nothing speaks against it."""
+        config, took_ms, shift = self._config, self.scoring_ms, self.shift
+        if self._broken:
+            return f"{self._broken:,} of {self._scored:,} scores are no number"
+        if self._scored < ENOUGH:
+            return None
+        if took_ms is not None and took_ms > config.max_scoring_ms:
+            budget = f"the budget is {config.max_scoring_ms:g} ms"
+            return f"scoring takes {took_ms:.1f} ms for {GOLDEN_ROWS} rows or fewer, {budget}"
+        if shift is not None and shift > config.max_shift:
+            return (
+                f"the scores are not those of before the swap: PSI {shift:.2f}, {config.max_shift:g} allowed"
+            )
+        return None
+
+    @property
+    def scoring_ms(self) -> float | None:
+        """Mean time that 64 rows, or a smaller batch, took since the swap; None before the first."""
+        return self._spent_ms / self._goldens if self._goldens else None
+
+    @property
+    def shift(self) -> float | None:
+        """PSI of the scores since the swap against those before; None before there are enough of both."""
+        if min(self._before.sum(), self._since.sum()) < ENOUGH:
+            return None
+        return stability(self._before, self._since)
+
+    def evidence(self) -> dict[str, Any]:
+        """What the workers said, ready for JSON."""
+        return {
+            "guarded": self._lineage,
+            "scored": self._scored,
+            "broken": self._broken,
+            "scoring_ms": self.scoring_ms,
+            "score_psi": self.shift,
+        }

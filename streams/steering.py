@@ -1,0 +1,129 @@
+"""What the learner does beside learning: sees that a swap reaches every worker, and what people ask for.
+
+Reports of the workers and commands become decisions. A worker that cannot use the champion, or serves it badly, is a
+reason to put the former one back; what a person asks for and cannot be done is declined with the reason. What changes a
+model goes through the training ledger, as any step does (`learners.entries.Steered`), so that it can be repeated.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from learners.arena import Arena, Decision
+from learners.challenger import Action, Now
+from learners.entries import Steered
+from learners.registry import Registry
+from learners.rollback import GuardConfig, Served
+from streams.control import Command, Control
+from streams.fleet import Fleet, Refusal, Report
+from streams.heads import Heads
+from streams.training import standing
+
+ITS_FAULT = (
+    "weights",
+    "golden",
+    "latency",
+)  # the other checks speak of the way to the worker, or of the worker
+
+
+class Declined(Exception):
+    """A command that cannot be done; the message says why."""
+
+
+class Steering:
+    """One task's. `control` brings reports and commands; `heads` and `registry` know what one can go back to."""
+
+    def __init__(self, guard: GuardConfig, control: Control, heads: Heads, registry: Registry) -> None:
+        self._control, self._heads, self._registry = control, heads, registry
+        self._fleet, self._served = Fleet(), Served(guard)
+        self._live = ""
+        self._told: set[tuple[str, str, str]] = set()  # worker, lineage and check of refusals
+
+    def turn(self, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
+        """What follows from all that came since the last turn, after `step` steps: to tell, or to do."""
+        champion = arena.champion
+        if champion.lineage != self._live:
+            self._live = champion.lineage
+            self._fleet.swapped(champion.version, now.created_ms)
+            self._served.swapped(champion.lineage)
+        for each in self._control.poll():
+            if isinstance(each, Report):
+                yield from self._hear(each, arena, step, now)
+            else:
+                yield self._do(each, arena, step, now)
+        if arena.guard is not None and arena.champion is champion and (reason := self._served.reason):
+            yield _steered(step, now, "", reason, self._served.evidence())
+        for late in self._fleet.late(now.created_ms):
+            reason = f"{late.worker} serves {late.has}, {late.late_ms / 1000:.1f} s after the swap to {late.wanted}"
+            facts = {"worker": late.worker, "has": late.has, "late_ms": late.late_ms}
+            yield _said("straggle", late.wanted, late.worker, reason, facts, arena, now)
+
+    def _hear(self, report: Report, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
+        self._fleet.hear(report)
+        self._served.hear(report.version.partition(".")[0], report.scored)
+        for refusal in report.refused:
+            yield from self._refused(report.worker, refusal, arena, step, now)
+
+    def _refused(
+        self, worker: str, refusal: Refusal, arena: Arena, step: int, now: Now
+    ) -> Iterator[Decision | Steered]:
+        """A worker did not take a model; a new champion goes if the reason is the model itself."""
+        about = (worker, refusal.version.partition(".")[0], refusal.step)
+        if about in self._told:  # a worker tries again with every newer head
+            return
+        self._told.add(about)
+        facts = {"worker": worker, "version": refusal.version, "step": refusal.step}
+        reason = f"{worker} did not take {refusal.version or 'an update'} ({refusal.step}): {refusal.reason}"
+        yield _said("refuse", refusal.version, worker, reason, facts, arena, now)
+        if refusal.step in ITS_FAULT and about[1] == arena.champion.lineage and arena.guard is not None:
+            yield _steered(step, now, "", reason, facts)
+
+    def _do(self, command: Command, arena: Arena, step: int, now: Now) -> Decision | Steered:
+        """What a person asks for; declined, with the reason, where it cannot be done."""
+        facts = {"command_id": command.command_id, "by_hand": command.reason}
+        try:
+            target = self._target(command, arena)
+        except Declined as error:
+            about = command.target or arena.champion.lineage
+            return _said("decline", about, command.command_id, str(error), facts, arena, now)
+        why = command.reason or "a person decided"
+        return Steered(step, command.action, target, why, facts, now.event_ms, now.created_ms)
+
+    def _target(self, command: Command, arena: Arena) -> str:
+        """Whom the command is about: a lineage that still learns, or a stored version."""
+        live, barred = arena.champion.lineage, self._registry.quarantined()
+        lineage = command.target.partition(".")[0]
+        if command.live != live:
+            raise Declined(f"{command.live} is not live any more, {live} is")
+        if lineage in barred:
+            raise Declined(f"{lineage} is quarantined: {barred[lineage].reason}")
+        if command.action == "promote":
+            on_trial = [challenger.lineage for challenger in arena.challengers]
+            if command.target not in on_trial:
+                raise Declined(f"{command.target} is not on trial; {', '.join(on_trial) or 'nobody'} is")
+            return command.target
+        learning = [arm for arm in standing(arena) if arm not in barred and command.target in ("", arm)]
+        stored = [version for version in self._heads.kept() if _fits(version, command.target, live, barred)]
+        if not learning and not stored:
+            known = ", ".join(self._heads.kept()) or "none"
+            asked = command.target or "to go back to"
+            raise Declined(f"there is no stored model {asked}; stored are {known}")
+        return learning[-1] if learning else stored[-1]
+
+
+def _fits(version: str, target: str, live: str, barred: Mapping[str, Any]) -> bool:
+    """Whether a stored version is what `target` names: a version, a lineage, or "" for any good one but the live."""
+    lineage = version.partition(".")[0]
+    return target in (version, lineage) or (not target and lineage != live and lineage not in barred)
+
+
+def _steered(step: int, now: Now, target: str, why: str, facts: dict[str, Any]) -> Steered:
+    return Steered(step, "rollback", target, why, facts, now.event_ms, now.created_ms)
+
+
+def _said(
+    action: Action, version: str, who: str, reason: str, facts: dict[str, Any], arena: Arena, now: Now
+) -> Decision:
+    """A decision that changes no model; its id is the same however often it is said."""
+    lineage, champion = version.partition(".")[0], arena.champion.lineage
+    decision_id = f"{action}-{version}-{who}"
+    return Decision(decision_id, action, lineage, champion, reason, facts, now.event_ms, now.created_ms)

@@ -1,0 +1,89 @@
+"""Swaps on a real Kafka with a real learner and serve worker: by hand, refused, and found again after a kill."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from infra.blobs import Blobs
+from infra.kafka import make_producer
+from infra.settings import Settings
+from learners.registry import Registry
+from learners.slot import encode_full
+from learners.trainer import Trainer
+from streams.heads import Heads
+from streams.live import META
+from streams.prepare import prepare
+from streams.task import Task
+from streams.topics import Topics
+from streams.wire import encode_labelled
+from tests.system import run_support as runs
+from tests.system.test_learn import labelled_batches
+
+KEY = b"a key that signs models: 32 bytes"
+
+
+def serves(kafka: str, task: Task, lineage: str) -> bool:
+    """Whether the newest report of a worker says that it serves the lineage."""
+    reports = runs.values(kafka, Topics.of(task).workers)
+    return bool(reports) and reports[-1]["version"].startswith(f"{lineage}.")
+
+
+def audit(kafka: str, task: Task, action: str) -> list[dict[str, Any]]:
+    return [row for row in runs.values(kafka, Topics.of(task).audit) if row["action"] == action]
+
+
+def test_a_model_is_rolled_back_by_hand_and_everyone_comes_back_with_it(broker: Any, tmp_path: Path) -> None:
+    data, task = tmp_path / "data", runs.own_task(tmp_path, "swapped")
+    key = tmp_path / "model.key"
+    key.write_bytes(KEY)
+    settings = prepare(task, Settings(kafka=broker.address, data=data, partitions=1))
+    topics, batches = Topics.of(task), labelled_batches(task)
+    where = ("--task", str(task.path), "--kafka", broker.address)
+    env = {"DRIFTLINE_PARTITIONS": "1", "DRIFTLINE_MODEL_KEY": str(key), "DRIFTLINE_BLOBS": settings.blobs}
+    registry = Registry(Blobs(settings.blobs), f"models/{task.name}/registry")
+    with ExitStack() as stack:
+        producer = stack.enter_context(make_producer(broker.address))
+        learner = stack.enter_context(runs.running(data, "learn", *where, **env))
+        runs.until(lambda: Heads(Blobs(settings.blobs), task.name).kept(), "a first model")
+        for _ in range(20):
+            producer.send(topics.labelled, encode_labelled(next(batches)), partition=0)
+        producer.flush()
+        worker = stack.enter_context(runs.running(tmp_path / "worker", "serve", *where, **env))
+        runs.until(lambda: serves(broker.address, task, "L1"), "a worker that serves L1")
+
+        said = runs.driftline(data, "models", "promote", "L7", *where)
+        assert said.returncode == 1
+        assert "L7 is not on trial; nobody is" in said.stderr
+        [first] = Heads(Blobs(settings.blobs), task.name).kept()
+        said = runs.driftline(data, "models", "rollback", *where, "--to", first, "--reason", "a drill")
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.startswith("rollback: L1 goes, L2 is back: a drill")
+        runs.until(lambda: serves(broker.address, task, "L2"), "a worker that serves L2")
+        assert registry.quarantined()["L1"].evidence["by_hand"] == "a drill"
+        assert [birth.parent for birth in registry.lineages()] == [None, first]
+        said = runs.driftline(data, "models", "rollback", *where, "--to", "L1")
+        assert said.returncode == 1
+        assert "L1 is quarantined" in said.stderr
+
+        other = Trainer(task.schema, task.model, 1, "L9", "cpu")
+        meta, payload = encode_full(other, event_ms=0, created_ms=0, key=b"of somebody else, 32 bytes long..")
+        producer.send(topics.model_updates, payload, headers=[(META, json.dumps(meta).encode())], partition=0)
+        producer.flush()
+        [refused] = runs.until(lambda: audit(broker.address, task, "refuse"), "a refusal")
+        assert refused["evidence"]["step"] == "signature"
+        assert serves(broker.address, task, "L2")
+
+        worker.process.kill()
+        learner.process.kill()
+    with (
+        runs.running(data, "learn", *where, **env),
+        runs.running(tmp_path / "worker", "serve", *where, **env),
+    ):
+        before = len(runs.values(broker.address, topics.workers))
+        runs.until(lambda: len(runs.values(broker.address, topics.workers)) > before + 2, "new reports")
+        assert serves(broker.address, task, "L2")
+    live = registry.live()
+    assert live is not None
+    assert (live.lineage, len(audit(broker.address, task, "rollback"))) == ("L2", 1)
+    assert len(registry.history()) == 2

@@ -1,0 +1,138 @@
+"""Poisoned challengers: each is stopped at the step that docs/swap.md names for it, and serving goes on as before."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain, count, repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learners.admission import Admission, BadUpdate
+from learners.arena import Arena, Decision
+from learners.batch import Batch, Schema
+from learners.challenger import Challenger
+from learners.drift import DriftConfig
+from learners.slot import Slot, encode_full
+from learners.trainer import Trainer
+from tests.learner_rows import CONFIG, SCHEMA, rows
+
+SLOW = replace(CONFIG, learning_rate=1e-9)
+DRIFT = DriftConfig(min_events=200, max_events=50_000)
+
+
+def trained(schema: Schema = SCHEMA) -> Trainer:
+    trainer = Trainer(schema, CONFIG, 7, "L2", "cpu")
+    trainer.train(rows(2_000, 3))
+    return trainer
+
+
+def inverted(batch: Batch) -> Batch:
+    return replace(batch, label=1.0 - batch.label)
+
+
+def refused_at(
+    spoil: Callable[[Trainer], object], admission: Admission | None = None, *, cut: int = 0
+) -> str:
+    """The check that a challenger that was spoiled fails at a worker, which goes on with what it has."""
+    trainer = trained()
+    spoil(trainer)
+    meta, payload = encode_full(trainer, event_ms=1, created_ms=1)
+    slot = Slot(SCHEMA, CONFIG, 7, "cpu", admission or Admission())
+    first = Trainer(SCHEMA, CONFIG, 7, "L1", "cpu")
+    first.train(rows(500))
+    slot.load_full(*encode_full(first, event_ms=0, created_ms=0))
+    before = slot.score(rows(50).numbers, rows(50).categories)
+    with pytest.raises(BadUpdate) as caught:
+        slot.apply(meta, payload[: len(payload) - cut])
+    after = slot.score(rows(50).numbers, rows(50).categories)
+    assert after[1] == before[1] == slot.version == "L1.1"
+    np.testing.assert_array_equal(after[0], before[0])
+    return caught.value.step
+
+
+def ended_by(spoil: Callable[[Trainer], object], *, promoted: bool) -> str:
+    """What ends a spoiled challenger: the verdict of its trial or, if a person promotes it at once, the guard."""
+    arena = Arena(SCHEMA, CONFIG, CONFIG, DRIFT, 7, device="cpu")
+    arena.observe(rows(2_000), 0)
+    poisoned = Trainer(SCHEMA, SLOW, 7, arena.born(SLOW, 7), "cpu")
+    spoil(poisoned)
+    arena.challengers = [Challenger(poisoned, "warm", "adwin-1", arena._test())]
+    if promoted:
+        arena.approve("L2", 0, 0)
+        assert arena.champion.lineage == "L2"
+    events = arena.observe(rows(1_000, 5), 0)
+    decided = [event for event in events if isinstance(event, Decision)]
+    assert arena.champion.lineage == "L1"
+    assert [decision.action for decision in decided] == ["rollback" if promoted else "reject"]
+    return "guard" if promoted else "verdict"
+
+
+def nan(trainer: Trainer) -> None:
+    next(trainer.model.parameters()).data.view(-1)[0] = torch.nan
+
+
+def constant(trainer: Trainer) -> None:
+    for parameter in trainer.model.parameters():
+        parameter.data.zero_()
+    trainer.model.table.zero_()
+    trainer.touched.fill_(True)
+
+
+def turned(trainer: Trainer) -> None:
+    fast = Trainer(SCHEMA, CONFIG, 7, "L9", "cpu")
+    fast.train(inverted(rows(2_000)))
+    for name, value in trainer.model.state_dict().items():
+        value.copy_(fast.model.state_dict()[name])
+
+
+def huge(trainer: Trainer) -> None:
+    trainer.model.table[int(trainer.touched.nonzero()[0, 0])] = 1e9
+
+
+def wrong_schema() -> str:
+    other = Schema(SCHEMA.numbers, SCHEMA.categories, "of another task file")
+    meta, payload = encode_full(trained(other), event_ms=1, created_ms=1)
+    with pytest.raises(BadUpdate) as caught:
+        Slot(SCHEMA, CONFIG, 7, "cpu").apply(meta, payload)
+    return caught.value.step
+
+
+def slow() -> str:
+    seconds = chain(repeat(0.0, 6), count())  # the first model is timed six times, and is quick
+    return refused_at(lambda _: None, Admission(budget_ms=100.0, clock=lambda: float(next(seconds))))
+
+
+STOPPED: dict[str, tuple[Callable[[], str], ...]] = {
+    "NaN weights": (lambda: ended_by(nan, promoted=False), lambda: refused_at(nan)),
+    "constant score": (lambda: ended_by(constant, promoted=False), lambda: refused_at(constant)),
+    "inverted labels": (
+        lambda: ended_by(turned, promoted=False),
+        lambda: ended_by(turned, promoted=True),
+    ),
+    "one huge row": (lambda: refused_at(huge),),
+    "truncated file": (lambda: refused_at(lambda _: None, cut=1),),
+    "wrong schema": (wrong_schema,),
+    "slow model": (slow,),
+}
+TABLE = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()
+
+
+def documented() -> Iterator[tuple[str, list[str]]]:
+    section = TABLE.split("## Poisoned challengers")[1].split("\n## ")[0]
+    for line in section.splitlines():
+        if cells := re.match(r"\| ([^|]+) \| (.*) \|$", line):
+            steps = re.findall(r"`(\w+)`", cells[2].rpartition("|")[0] or cells[2])
+            if steps:
+                yield cells[1], steps
+
+
+@pytest.mark.parametrize("poison", STOPPED)
+def test_it_is_stopped_where_the_table_says(poison: str) -> None:
+    assert [stop() for stop in STOPPED[poison]] == dict(documented())[poison]
+
+
+def test_the_table_has_every_poison() -> None:
+    assert [poison for poison, _ in documented()] == list(STOPPED)

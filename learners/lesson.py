@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from learners.batch import ModelConfig, Schema
+from learners.batch import ModelConfig
 from learners.models import Counter, Net
 from learners.optim import Optimiser
 from learners.schedules import Schedule
 
-LARGEST_COMPILED = 64  # rows of a step; above, torch's matrix products make up for what its calls cost
+# Rows of a step, and the same times weights: above, torch's matrix products make up for what its calls cost.
+LARGEST_COMPILED, MOST_COMPILED = 64, 4_000_000
 COMPILED_FAMILIES = ("dcn", "deepfm", "logistic", "mlp")
 COMPILED_OPTIMISERS = ("sgd", "adagrad", "adam", "adamw")
 
@@ -207,19 +208,19 @@ class CountingLesson(Steps):
         """Nothing more."""
 
 
-def is_compiled(schema: Schema, config: ModelConfig, device: torch.device) -> bool:
+def is_compiled(model: Net, config: ModelConfig) -> bool:
     """Whether a net learns by `CompiledLesson`.
 
-    That is decided by columns, settings and device, never by the data, so that the same batches give the same bits.
+    That is decided by shape, settings and device, never by the data, so that the same batches give the same bits.
     """
     plain = config.loss in ("auto", "bce") and config.activation == "relu" and not config.momentum
     steady = (
         not config.smallest_batch and config.schedule != "plateau" and config.batch_size <= LARGEST_COMPILED
     )
     known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
-    return (
-        plain and steady and known and device.type == "cpu" and not schema.blocks and config.table == "hashed"
-    )
+    small = config.batch_size * sum(weight.numel() for weight in model.parameters()) <= MOST_COMPILED
+    here = model.table.device.type == "cpu" and not model.schema.blocks and config.table == "hashed"
+    return plain and steady and known and small and here
 
 
 Lesson = GradientLesson | CountingLesson
@@ -229,7 +230,7 @@ def lesson_of(model: Net | Counter, config: ModelConfig) -> Lesson:
     """The way in which the model's family learns, compiled where these settings take steps of a few rows."""
     if isinstance(model, Counter):
         return CountingLesson(model, config)
-    if is_compiled(model.schema, config, model.table.device):
+    if is_compiled(model, config):
         from learners.compiled import CompiledLesson  # only who learns so waits for the compiler
 
         return CompiledLesson(model, config)

@@ -5,7 +5,7 @@ A step of one row costs torch about 400 µs, whatever the net; here it costs wha
 and so is what a rule remembers: a step here and a step of `optim` differ in the order of sums only.
 
 One row's numbers lie in one vector: the inputs (scaled numbers, recent labels, embeddings), then what each hidden
-layer gives. Sums may be reordered by the compiler, but NaN and infinity keep their meaning.
+layer gives. The compiler may reorder sums; NaN and infinity keep their meaning.
 """
 
 import math
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 # These are those of models.base, models.net and optim: a constant that is imported would not renew the cached code.
-SCALED_LIMIT, SMALLEST_VARIANCE, LARGEST_LOGIT = 6.0, 1e-4, 15.0
+SCALED_LIMIT, LARGEST_LOGIT, LEAST_SPREAD, LEAST_SHARE = 6.0, 15.0, 1e-6, 1e-4
 SCALER_ROWS, BASE_RATE_ROWS = 50_000.0, 5_000.0
 SGD, ADAGRAD, ADAM, ADAMW = range(4)
 NOTHING, NUMBERS, CROSSED = range(3)  # what the output layer sees besides the last hidden layer
@@ -110,44 +110,61 @@ def finite(x: float) -> bool:
     return bool(abs(x) <= LARGEST)
 
 
+# Loops run over slices, from 0: to the compiler an index that is a sum could be negative, and it makes no vectors.
 @kernel
-def affine(dense: Floats, at: int, inputs: Floats, begin: int, n: int, out: Floats, to: int, m: int) -> None:
-    """out[to : to + m] = W inputs[begin : begin + n] + b, of the layer whose weights begin at `at`."""
-    for o in range(m):
-        total, base = ZERO, at + o * n
+def affine(layer: Floats, inputs: Floats, out: Floats) -> None:
+    """Write W inputs [n] + b to `out` [m]; `layer` is W row by row, then b."""
+    n, bias = inputs.shape[0], layer[layer.shape[0] - out.shape[0] :]
+    for o in range(out.shape[0]):
+        total, weights = ZERO, layer[o * n : o * n + n]
         for i in range(n):
-            total += dense[base + i] * inputs[begin + i]
-        out[to + o] = total + dense[at + m * n + o]
+            total += weights[i] * inputs[i]
+        out[o] = total + bias[o]
 
 
 @kernel
-def affine_back(
-    dense: Floats, gradient: Floats, at: int, n: int, m: int,
-    inputs: Floats, begin: int, slopes: Floats, of: int, back: Floats, to: int,
-) -> None:  # fmt: skip
-    """Add a layer's part to `gradient`, and what its inputs [n] get to back[to : to + n], from slopes[of : of + m]."""
-    for o in range(m):
-        slope, base = slopes[of + o], at + o * n
+def affine_back(layer: Floats, gradient: Floats, inputs: Floats, slopes: Floats, back: Floats) -> None:
+    """From the slopes [m] of a layer's outputs: add to its `gradient`, and to the slopes `back` [n] of its inputs."""
+    n, bias = inputs.shape[0], gradient[gradient.shape[0] - slopes.shape[0] :]
+    for o in range(slopes.shape[0]):
+        slope = slopes[o]
         if slope == ZERO:
             continue
+        weights, change = layer[o * n : o * n + n], gradient[o * n : o * n + n]
         for i in range(n):
-            gradient[base + i] += slope * inputs[begin + i]
-        for i in range(n):
-            back[to + i] += slope * dense[base + i]
-        gradient[at + m * n + o] += slope
+            change[i] += slope * inputs[i]
+            back[i] += slope * weights[i]
+        bias[o] += slope
+
+
+@kernel
+def dot(first: Floats, second: Floats) -> float:
+    """The sum of products of two vectors of one length."""
+    total = ZERO
+    for i in range(first.shape[0]):
+        total += first[i] * second[i]
+    return total  # type: ignore[return-value]
+
+
+@kernel
+def add(to: Floats, factor: float, values: Floats) -> None:
+    """Add factor · values."""
+    for i in range(to.shape[0]):
+        to[i] += factor * values[i]
 
 
 @kernel
 def fill(shape: Shape, weights: Weights, seen: Statistics, values: Floats, index: Ints, row: Floats) -> None:
     """The inputs of one row: its compressed numbers [N] scaled, the recent labels, its embeddings."""
     for j in range(shape.numbers):
-        scaled = (values[j] - seen.mean[j]) / math.sqrt(seen.var[j] + np.float32(SMALLEST_VARIANCE))
+        spread = seen.var[j] + (np.float32(LEAST_SHARE) * seen.mean[j]) ** 2 + np.float32(LEAST_SPREAD**2)
+        scaled = (values[j] - seen.mean[j]) / math.sqrt(spread)
         scaled = ZERO if math.isnan(scaled) else scaled
         row[j] = min(max(scaled, np.float32(-SCALED_LIMIT)), np.float32(SCALED_LIMIT))
     rate = (seen.seen[1] + ONE) / (seen.seen[0] + seen.seen[1] + ONE + ONE)
-    spread = math.sqrt(rate * (ONE - rate))
+    deviation = math.sqrt(rate * (ONE - rate))
     for j in range(shape.recents):
-        row[shape.numbers + j] = (seen.recent[j] - rate) / spread
+        row[shape.numbers + j] = (seen.recent[j] - rate) / deviation
     at = shape.numbers + shape.recents
     for c in range(index.shape[0]):
         for e in range(shape.embedding):
@@ -160,29 +177,27 @@ def forward(shape: Shape, weights: Weights, index: Ints, scratch: Scratch) -> fl
     dense, row, widths = weights.dense, scratch.row, shape.widths
     known, inputs = shape.numbers + shape.recents, widths[0]
     at = known * shape.embedding if shape.pairs else 0
-    for i in range(inputs if shape.crosses else 0):
-        scratch.crossed[0, i] = row[i]
+    if shape.crosses:
+        scratch.crossed[0, :] = row[:inputs]
     for k in range(shape.crosses):
-        affine(dense, at, scratch.crossed[k], 0, inputs, scratch.inner[k], 0, inputs)
+        size = inputs * inputs + inputs
+        before, inner, after = scratch.crossed[k], scratch.inner[k], scratch.crossed[k + 1]
+        affine(dense[at : at + size], before, inner)
         for i in range(inputs):
-            scratch.crossed[k + 1, i] = scratch.crossed[k, i] + row[i] * scratch.inner[k, i]
-        at += inputs * inputs + inputs
+            after[i] = before[i] + row[i] * inner[i]
+        at += size
     begin = 0
     for layer in range(widths.shape[0] - 1):
         n, m = widths[layer], widths[layer + 1]
-        affine(dense, at, row, begin, n, row, begin + n, m)
-        for o in range(begin + n, begin + n + m):
-            row[o] = max(row[o], ZERO)
+        out = row[begin + n : begin + n + m]
+        affine(dense[at : at + m * n + m], row[begin : begin + n], out)
+        for o in range(m):
+            out[o] = max(out[o], ZERO)
         at, begin = at + m * n + m, begin + n
-    logit = ZERO
-    beside = scratch.crossed[shape.crosses] if shape.beside == CROSSED else row
-    many = inputs if shape.beside == CROSSED else known if shape.beside == NUMBERS else 0
-    for i in range(many):
-        logit += dense[at + i] * beside[i]
-    at += many
-    for i in range(widths[-1]):
-        logit += dense[at + i] * row[begin + i]
-    logit += dense[at + widths[-1]]
+    beside = scratch.crossed[shape.crosses] if shape.beside == CROSSED else row[:known]
+    many = 0 if shape.beside == NOTHING else beside.shape[0]
+    logit = dense[dense.shape[0] - 1] + dot(dense[at : at + many], beside[:many])
+    logit += dot(dense[at + many : dense.shape[0] - 1], row[begin : begin + widths[-1]])
     for c in range(index.shape[0]):
         logit += weights.table[index[c], 0]
     if shape.pairs:
@@ -203,10 +218,7 @@ def pairs(shape: Shape, dense: Floats, row: Floats, total: Floats) -> float:
     for i in range(known, shape.widths[0]):
         total[(i - known) % width] += row[i]
         own += row[i] * row[i]
-    squares = ZERO
-    for e in range(width):
-        squares += total[e] * total[e]
-    return 0.5 * float(squares - own)
+    return 0.5 * float(dot(total, total) - own)
 
 
 @kernel
@@ -214,47 +226,46 @@ def backward(shape: Shape, weights: Weights, slope: float, scratch: Scratch) -> 
     """Add the row's part to `scratch.gradient`, given the loss's slope in its logit; slopes of the inputs to `back`."""
     dense, gradient, row, back = weights.dense, scratch.gradient, scratch.row, scratch.back
     widths, known, inputs = shape.widths, shape.numbers + shape.recents, shape.widths[0]
-    begin, at = 0, dense.shape[0] - 1 - widths[-1]
-    for layer in range(widths.shape[0] - 1):
-        begin += widths[layer]
+    begin, at = np.sum(widths[:-1]), dense.shape[0] - 1 - widths[-1]
     back[:] = ZERO
     gradient[-1] += slope
-    for i in range(widths[-1]):
-        gradient[at + i] += slope * row[begin + i]
-        back[begin + i] = slope * dense[at + i]
+    add(gradient[at : at + widths[-1]], slope, row[begin : begin + widths[-1]])
+    add(back[begin : begin + widths[-1]], slope, dense[at : at + widths[-1]])
     if shape.beside == CROSSED:
         at -= inputs
-        for i in range(inputs):
-            gradient[at + i] += slope * scratch.crossed[shape.crosses, i]
-            scratch.slope[i] = slope * dense[at + i]
+        add(gradient[at : at + inputs], slope, scratch.crossed[shape.crosses])
+        scratch.slope[:] = ZERO
+        add(scratch.slope, slope, dense[at : at + inputs])
     elif shape.beside == NUMBERS:
         at -= known
-        for i in range(known):
-            gradient[at + i] += slope * row[i]
+        add(gradient[at : at + known], slope, row[:known])
     for layer in range(widths.shape[0] - 2, -1, -1):
         n, m = widths[layer], widths[layer + 1]
-        for o in range(begin, begin + m):
-            back[o] = back[o] if row[o] > ZERO else ZERO
-        at, begin = at - m * n - m, begin - n
-        affine_back(dense, gradient, at, n, m, row, begin, back, begin + n, back, begin)
+        slopes, out = back[begin : begin + m], row[begin : begin + m]
+        for o in range(m):
+            slopes[o] = slopes[o] if out[o] > ZERO else ZERO
+        size, begin = m * n + m, begin - n
+        at -= size
+        before, to = row[begin : begin + n], back[begin : begin + n]
+        affine_back(dense[at : at + size], gradient[at : at + size], before, slopes, to)
     for k in range(shape.crosses - 1, -1, -1):
-        at -= inputs * inputs + inputs
-        cross_back(dense, gradient, at, k, scratch)
-    for i in range(inputs if shape.crosses else 0):
-        back[i] += scratch.slope[i]
+        size = inputs * inputs + inputs
+        at -= size
+        cross_back(dense[at : at + size], gradient[at : at + size], k, scratch)
+    if shape.crosses:
+        add(back[:inputs], ONE, scratch.slope)
     if shape.pairs:
         pairs_back(shape, dense, slope, scratch)
 
 
 @kernel
-def cross_back(dense: Floats, gradient: Floats, at: int, k: int, scratch: Scratch) -> None:
+def cross_back(layer: Floats, gradient: Floats, k: int, scratch: Scratch) -> None:
     """Through cross layer k: `scratch.slope` is that of its output before, and of its input after."""
-    row, slope, inner = scratch.row, scratch.slope, scratch.slope_before
-    inputs = slope.shape[0]
-    for i in range(inputs):
-        scratch.back[i] += slope[i] * scratch.inner[k, i]
-        inner[i] = slope[i] * row[i]
-    affine_back(dense, gradient, at, inputs, inputs, scratch.crossed[k], 0, inner, 0, slope, 0)
+    row, slope, before, inner = scratch.row, scratch.slope, scratch.slope_before, scratch.inner[k]
+    for i in range(slope.shape[0]):
+        scratch.back[i] += slope[i] * inner[i]
+        before[i] = slope[i] * row[i]
+    affine_back(layer, gradient, scratch.crossed[k], before, slope)
 
 
 @kernel
@@ -318,10 +329,8 @@ def accept(
 ) -> None:
     """Write a step that was found finite: everything dense, and the `used` table rows it touched."""
     weights.steps[0] += ONE
-    move(
-        settings, weights.dense, scratch.gradient, shrink, weights.dense_first, weights.dense_second,
-        float(weights.steps[0]), rate,
-    )  # fmt: skip
+    first, second, steps = weights.dense_first, weights.dense_second, float(weights.steps[0])
+    move(settings, weights.dense, scratch.gradient, shrink, first, second, steps, rate)
     for place in range(used):
         row = scratch.rows[place]
         weights.row_steps[row, 0] += ONE
@@ -362,7 +371,7 @@ def learn(
     accepted. A step whose loss or gradient is not finite changes nothing: labels [n] of its rows become NaN. With a
     finite gradient, which is clipped, no rule here can give a weight that is not finite.
     """
-    accepted = 0
+    accepted, largest, clip = 0, np.float32(LARGEST_LOGIT), np.float32(settings.clip_norm)
     for start in range(0, label.shape[0], batch):
         stop, used, total = min(start + batch, label.shape[0]), 0, ZERO
         scratch.gradient[:] = ZERO
@@ -370,27 +379,20 @@ def learn(
         for i in range(start, stop):
             fill(shape, weights, seen, values[i], index[i], scratch.row)
             logit = np.float32(forward(shape, weights, index[i], scratch) + base)
-            scores[i] = ONE / (
-                ONE + math.exp(-min(max(logit, np.float32(-LARGEST_LOGIT)), np.float32(LARGEST_LOGIT)))
-            )
+            scores[i] = ONE / (ONE + math.exp(-min(max(logit, -largest), largest)))
             cost = weight[i] * (ONE + (np.float32(settings.positive_weight) - ONE) * label[i])
             slope = cost * (ONE / (ONE + math.exp(-logit)) - label[i]) / np.float32(stop - start)
             total += slope
             backward(shape, weights, slope, scratch)
             used = collect(shape, index[i], slope, used, scratch)
-        squares = ZERO
-        for i in range(scratch.gradient.shape[0]):
-            squares += scratch.gradient[i] * scratch.gradient[i]
+        squares = dot(scratch.gradient, scratch.gradient)
         for place in range(used):
             scratch.place[scratch.rows[place]] = -1
-            for e in range(scratch.row_gradient.shape[1]):
-                squares += scratch.row_gradient[place, e] * scratch.row_gradient[place, e]
+            squares += dot(scratch.row_gradient[place], scratch.row_gradient[place])
         if not finite(squares + total):
             label[start:stop] = np.float32(math.nan)
             continue
-        shrink = min(
-            np.float32(settings.clip_norm) / (np.float32(math.sqrt(squares)) + np.float32(1e-12)), ONE
-        )
+        shrink = min(clip / (np.float32(math.sqrt(squares)) + np.float32(1e-12)), ONE)
         accept(settings, weights, scratch, used, shrink, float(rates[accepted]))
         for i in range(start, stop):
             observe(seen, values[i], label[i], weight[i])

@@ -22,7 +22,10 @@ SCALED_LIMIT = 6.0  # a scaled number is clipped to this many standard deviation
 SCALER_ROWS = (
     50_000.0  # running mean and variance forget with this memory, so that they follow a drifting stream
 )
-SMALLEST_VARIANCE = 1e-4  # so that a column that was constant so far does not divide by zero
+SMALLEST_VARIANCE = 1e-4
+# A column that was constant so far is not divided by zero, nor are the rounding errors of its mean blown up. No larger:
+# a share of some thousandths is information too.
+LEAST_SPREAD, LEAST_SHARE = 1e-6, 1e-4
 LARGEST_LOGIT = 15.0  # a score is never exactly 0 or 1: every log loss is finite (at most 15 nats)
 BASE_RATE_ROWS = (
     5_000.0  # the base rate is a starting point from the first rows; afterwards only the head learns
@@ -128,10 +131,12 @@ class EventModel(nn.Module):
 
     def scale(self, numbers: Tensor) -> Tensor:
         """Signed log1p of the first N columns, standardised by running mean and variance, clipped; NaN becomes 0."""
-        scaled = (compress(numbers[:, : len(self.mean)]) - self.mean) * torch.rsqrt(
-            self.var + SMALLEST_VARIANCE
-        )
+        scaled = (compress(numbers[:, : len(self.mean)]) - self.mean) * torch.rsqrt(self.spread())
         return torch.nan_to_num_(scaled, nan=0.0).clamp_(-SCALED_LIMIT, SCALED_LIMIT)
+
+    def spread(self) -> Tensor:
+        """The variance [N] that numbers are scaled by, above 0."""
+        return self.var + (LEAST_SHARE * self.mean).square() + LEAST_SPREAD**2
 
     @torch.no_grad()
     def observe(

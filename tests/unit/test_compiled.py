@@ -115,12 +115,13 @@ def test_a_saved_lesson_goes_on_as_if_it_had_not_stopped():
 @pytest.mark.parametrize(
     "settings",
     [{"batch_size": 65}, {"activation": "tanh"}, {"loss": "focal"}, {"optimiser": "sgd", "momentum": 0.9},
-     {"optimiser": "ftrl"}, {"schedule": "plateau"}, {"smallest_batch": 2}],
+     {"optimiser": "ftrl"}, {"schedule": "plateau"}, {"smallest_batch": 2}, {"hidden": (1024, 1024)}],
 )  # fmt: skip
 def test_what_the_kernel_does_not_know_is_left_to_torch(settings):
-    assert is_compiled(SCHEMA, SMALL, torch.device("cpu"))
-    assert not is_compiled(SCHEMA, replace(SMALL, **settings), torch.device("cpu"))
-    assert not is_compiled(SCHEMA, SMALL, torch.device("meta"))
+    other = replace(SMALL, **settings)
+    assert is_compiled(settled(SMALL), SMALL)
+    assert not is_compiled(settled(other), other)
+    assert not is_compiled(settled(SMALL).to("meta"), SMALL)
 
 
 @pytest.mark.parametrize("batch_size", [1, 100])
@@ -148,3 +149,10 @@ def test_recent_labels_help_where_a_label_is_like_the_last():
 
 def test_only_the_families_of_the_kernel_are_said_to_be_compiled():
     assert set(COMPILED_FAMILIES) < set(GRADIENT_FAMILIES)
+
+
+def test_a_column_of_small_numbers_is_scaled_as_any_other():
+    batch = rows(2000)
+    small = replace(batch, numbers=batch.numbers * np.float32(1e-4))
+    losses = [log_loss(one_by_one().test_then_train(each), each.label) for each in (batch, small)]
+    assert losses[1] < losses[0] + 0.03

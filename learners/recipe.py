@@ -26,6 +26,7 @@ class Recipe:
     seed: int
     freeze_at_ms: int | None = None
     guard: GuardConfig = USUAL
+    segments: tuple[str, ...] = ()
 
     def arena(self) -> Arena:
         """An arena that has learned nothing."""
@@ -37,6 +38,7 @@ class Recipe:
             seed=self.seed,
             freeze_at_ms=self.freeze_at_ms,
             guard=self.guard,
+            segments=self.segments,
         )
 
     @property
@@ -54,6 +56,7 @@ class Recipe:
             "seed": self.seed,
             "freeze_at_ms": self.freeze_at_ms,
             "guard": msgspec.to_builtins(self.guard),
+            "segments": list(self.segments),
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Recipe:
                 raw["seed"],
                 raw["freeze_at_ms"],
                 msgspec.convert(raw["guard"], GuardConfig),
+                tuple(raw["segments"]),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

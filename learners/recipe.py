@@ -26,11 +26,10 @@ class Recipe:
     seed: int
     freeze_at_ms: int | None = None
     guard: GuardConfig = USUAL
-    segments: tuple[str, ...] = ()
 
-    def arena(self) -> Arena:
-        """An arena that has learned nothing."""
-        return Arena(
+    def arena(self, former: Arena | None = None) -> Arena:
+        """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot)."""
+        arena = Arena(
             self.schema,
             self.champion,
             self.challenger,
@@ -38,8 +37,10 @@ class Recipe:
             seed=self.seed,
             freeze_at_ms=self.freeze_at_ms,
             guard=self.guard,
-            segments=self.segments,
         )
+        if former is not None:
+            arena.load(*former.state())
+        return arena
 
     @property
     def hash(self) -> str:
@@ -56,7 +57,6 @@ class Recipe:
             "seed": self.seed,
             "freeze_at_ms": self.freeze_at_ms,
             "guard": msgspec.to_builtins(self.guard),
-            "segments": list(self.segments),
         }
 
     @classmethod
@@ -71,7 +71,6 @@ class Recipe:
                 raw["seed"],
                 raw["freeze_at_ms"],
                 msgspec.convert(raw["guard"], GuardConfig),
-                tuple(raw["segments"]),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

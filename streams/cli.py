@@ -18,16 +18,20 @@ from streams import (
     look,
 )
 from streams.backtest_cli import backtest
+from streams.lineage import lineage
 from streams.look import TaskOption
 from streams.running import connected, settings_here
 from streams.task import Task, built_in_tasks, load_task
+from streams.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 task_app = typer.Typer(no_args_is_help=True, help="Check a task file, or propose a new one.")
 app.add_typer(task_app, name="task")
 app.command()(backtest)
+app.command()(lineage)
 features_app = typer.Typer(no_args_is_help=True, help="The features of a task in Feast.")
 app.add_typer(features_app, name="features")
+look.models.command("verify")(verify)
 app.add_typer(look.models, name="models")
 app.add_typer(look.drift, name="drift")
 app.add_typer(look.predictions, name="predictions")

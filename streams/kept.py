@@ -23,16 +23,7 @@ _NEWEST = 3
 
 def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
     """What a task file says about the arena."""
-    return Recipe(
-        task.schema,
-        task.model,
-        task.challenger,
-        task.drift,
-        task.seed,
-        freeze_at_ms,
-        task.guard,
-        task.segments,
-    )
+    return Recipe(task.schema, task.model, task.challenger, task.drift, task.seed, freeze_at_ms, task.guard)
 
 
 @dataclass(frozen=True)

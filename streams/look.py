@@ -70,7 +70,7 @@ def models_list(task: TaskOption = "clicks", as_json: JsonOption = False) -> Non
         config = row["config"]
         model = f"{config['family']}, {config['optimiser']} {config['learning_rate']:g}"
         mark, parent = "live" if row["live"] else "", f"from {row['parent']}" if row["parent"] else "new"
-        born = _clock(row["born_at"])
+        born = clock(row["born_at"])
         _console.print(
             f"{mark:<4}  {row['lineage']:<4}  {born}  {parent:<11}  {model}: {row['why']}", markup=False
         )
@@ -92,11 +92,11 @@ def models_show(
         _print_lines([row])
         return
     _console.print(
-        f"[bold]{lineage}[/] from {row['parent'] or 'nothing'}, born {_clock(row['born_at'])}, seed {row['seed']}"
+        f"[bold]{lineage}[/] from {row['parent'] or 'nothing'}, born {clock(row['born_at'])}, seed {row['seed']}"
     )
     _console.print(f"  because: {row['why']}", markup=False)
     for since, reason in zip(row["live_since"], row["live_because"], strict=True):
-        _console.print(f"  live since {_clock(since)}: {reason}", markup=False)
+        _console.print(f"  live since {clock(since)}: {reason}", markup=False)
     for name, value in row["config"].items():
         _console.print(f"  {name}  {value}", markup=False)
 
@@ -120,7 +120,7 @@ def drift_history(task: TaskOption = "clicks", kafka: KafkaOption = "", as_json:
         return
     for row in rows:
         kind, text = ("alarm", row["message"]) if "alert_id" in row else (row["action"], row["reason"])
-        _console.print(f"{_clock(row['event_time'])}  {kind:<9}  {text}", markup=False)
+        _console.print(f"{clock(row['event_time'])}  {kind:<9}  {text}", markup=False)
     if not rows:
         _console.print("no alarm and no decision so far")
 
@@ -174,5 +174,6 @@ def _print_lines(rows: list[Row]) -> None:
         print(json.dumps(row))
 
 
-def _clock(ms: int) -> str:
+def clock(ms: int) -> str:
+    """A time for people, in UTC."""
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"

@@ -72,21 +72,26 @@ class KafkaOutlet:
 
     def published(self, after: int) -> Iterator[tuple[int, Meta]]:
         """See Outlet."""
-        end = end_offsets(self._kafka, self._updates)[0]
-        reader = make_consumer(self._kafka)
-        try:
-            place = TopicPartition(self._updates, 0)
-            reader.assign([place])
-            oldest = reader.beginning_offsets([place])[place]
-            reader.seek(place, max(oldest, after + 1))
-            while reader.position(place) < end:
-                for records in reader.poll(timeout_ms=200).values():
-                    for record in records:
-                        yield record.offset, json.loads(dict(record.headers)[META])
-        finally:
-            reader.close()
+        return published(self._kafka, self._updates, after)
 
     def close(self) -> None:
         """See Outlet."""
         self._producer.flush()
         self._producer.close()
+
+
+def published(kafka: str, updates: str, after: int) -> Iterator[tuple[int, Meta]]:
+    """Offset and meta of the updates that the topic has after an offset, in order."""
+    end = end_offsets(kafka, updates)[0]
+    reader = make_consumer(kafka)
+    try:
+        place = TopicPartition(updates, 0)
+        reader.assign([place])
+        oldest = reader.beginning_offsets([place])[place]
+        reader.seek(place, max(oldest, after + 1))
+        while reader.position(place) < end:
+            for records in reader.poll(timeout_ms=200).values():
+                for record in records:
+                    yield record.offset, json.loads(dict(record.headers)[META])
+    finally:
+        reader.close()

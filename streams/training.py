@@ -7,7 +7,7 @@ from typing import Any
 from infra.clock import now_ms
 from infra.metrics import Metrics
 from learners.arena import FIRST, Arena, Decision, Event
-from learners.batch import Batch
+from learners.batch import Batch, Schema
 from learners.challenger import Now
 from learners.entries import Position, Run, Settings, Steered, Version
 from learners.ledger import Ledger
@@ -16,6 +16,7 @@ from learners.registry import Lineage, Quarantine, Registry
 from learners.slot import trainer_of
 from learners.trainer import Trainer
 from streams.announce import Announcer
+from streams.heads import Heads
 from streams.kept import positions_of
 from streams.publishing import Place, Publisher
 
@@ -24,6 +25,27 @@ def standing(arena: Arena) -> dict[str, Trainer]:
     """The replaced models that still learn, by lineage: what one can go back to without a loss."""
     kept = (arena.continuous, arena.guard.former if arena.guard else None)
     return {arm.lineage: arm for arm in kept if arm is not None}
+
+
+def steer(arena: Arena, asked: Steered, schema: Schema, heads: Heads) -> tuple[list[Event], str]:
+    """Promote or roll back, as it was decided outside of the arena: the events, and the lineage that was made for it.
+
+    A stored model becomes a new lineage, whose parent is in the evidence. Raises BadUpdate, KeyError or ValueError
+    where the target cannot be had.
+    """
+    now, born = Now(asked.event_ms, asked.created_ms), ""
+    if asked.action == "promote":
+        events = arena.approve(asked.target, now.event_ms, now.created_ms)
+    else:
+        good, facts = standing(arena).get(asked.target), dict[str, Any]()
+        if good is None and asked.target:
+            head = heads.kept_model(asked.target)
+            good, facts = trainer_of(schema, head.meta, head.payload, "L0"), {"parent": asked.target}
+            good.lineage = born = arena.born(good.config, good.seed)
+        events = arena.roll_back(asked.why, facts, now, good)
+    first, *rest = events
+    assert isinstance(first, Decision)
+    return [replace(first, evidence=first.evidence | asked.facts), *rest], born
 
 
 class Training:
@@ -95,12 +117,9 @@ class Training:
 
     def use(self, recipe: Recipe, *, fresh: bool, positions: dict[int, Position]) -> None:
         """Do what a `Settings` of the ledger says."""
-        arena = recipe.arena()
+        self.recipe, self.arena = recipe, recipe.arena(None if fresh else self.arena)
         if fresh:
             self._born, self.positions = {FIRST: self.step}, dict(positions)
-        else:
-            arena.load(*self.arena.state())
-        self.recipe, self.arena = recipe, arena
 
     def learn(self, batch: Batch, runs: Sequence[Run]) -> None:
         """One step, and what comes of it."""
@@ -118,26 +137,10 @@ class Training:
 
         Raises BadUpdate, KeyError or ValueError where the target cannot be had.
         """
-        now = Now(asked.event_ms, asked.created_ms)
-        if asked.action == "promote":
-            events = self.arena.approve(asked.target, now.event_ms, now.created_ms)
-        else:
-            good, facts = self._good(asked.target)
-            events = self.arena.roll_back(asked.why, facts, now, good)
-        first, *rest = events
-        assert isinstance(first, Decision)
-        self._handle([replace(first, evidence=first.evidence | asked.facts), *rest])
-
-    def _good(self, target: str) -> tuple[Trainer | None, dict[str, Any]]:
-        """The model of a `Steered`; where it is newly made of a stored one, its parent."""
-        arm = standing(self.arena).get(target)
-        if arm is not None or not target:
-            return arm, {}
-        head = self._publisher.heads.kept_model(target)
-        good = trainer_of(self.recipe.schema, head.meta, head.payload, "L0")
-        good.lineage = self.arena.born(good.config, good.seed)
-        self._born[good.lineage] = self.step
-        return good, {"parent": target}
+        events, born = steer(self.arena, asked, self.recipe.schema, self._publisher.heads)
+        if born:
+            self._born[born] = self.step
+        self._handle(events)
 
     def tell(self, decision: Decision) -> None:
         """Tell of a decision that changes no model."""

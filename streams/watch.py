@@ -128,8 +128,7 @@ class Watch:
 
     def _metric(self, record: Any) -> None:
         row = json.loads(record.value)
-        if not row["segment"]:
-            self.metrics.setdefault(row["arm"], []).append(row)
+        self.metrics.setdefault(row["arm"], []).append(row)
 
     def _update(self, record: Any) -> None:
         meta = json.loads(dict(record.headers)[META])

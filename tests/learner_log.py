@@ -22,7 +22,7 @@ from streams.outlet import Outlet
 from streams.rows import Labelled, Rows
 from streams.task import Task, load_task
 from streams.task_parse import parse_task
-from streams.wire import decode_labelled, encode_labelled
+from streams.wire import decode_labelled, encode_labelled, partition_of_id
 
 __all__ = ["decode_labelled"]
 
@@ -70,18 +70,23 @@ def labelled(task: Task, count: int, seed: int = 4, turn: float = 0.5) -> Labell
     label = (sign * (numbers[:, 0] - numbers[:, 1]) + rng.normal(size=count) > 0.5).astype(np.float32)
     served = np.full(count, np.nan, np.float32)
     no = np.zeros(count, np.bool_)
-    return Labelled(rows, served, ["L1.0"] * count, label, times + 500, no, np.zeros(count, np.float32), no)
+    return Labelled(rows, served, ["L1.0"] * count, label, times + 500, no, np.ones(count, np.float32), no)
 
 
-def records(task: Task, rows: Labelled, seed: int = 4) -> dict[int, list[Record]]:
-    """The rows in records of some length, spread over the partitions, with gaps between the offsets."""
+def records(task: Task, rows: Labelled, seed: int = 4, *, by_id: bool = False) -> dict[int, list[Record]]:
+    """The rows in records of some length, with gaps between the offsets; spread by chance, or as join does, by id."""
     rng = np.random.default_rng(seed)
     log: dict[int, list[Record]] = {partition: [] for partition in range(PARTITIONS)}
     start = offset = 0
+    places = [partition_of_id(i, PARTITIONS) for i in rows.rows.ids] if by_id else []
     while start < len(rows):
         partition, stop = int(rng.integers(PARTITIONS)), min(start + int(rng.integers(1, 90)), len(rows))
-        value = encode_labelled(rows.take(np.arange(start, stop)))
-        log[partition].append(Logged(f"{task.name}.labelled", partition, offset, start, value))
+        cut = np.arange(start, stop)
+        for p in range(PARTITIONS) if by_id else [partition]:
+            part = np.array([i for i in cut.tolist() if not by_id or places[i] == p], np.int64)
+            if len(part):
+                value = encode_labelled(rows.take(part))
+                log[p].append(Logged(f"{task.name}.labelled", p, offset, start, value))
         start, offset = stop, offset + int(rng.integers(1, 3))
     return log
 

@@ -108,22 +108,30 @@ class EntityState:
         return np.array(rows) if rows else None
 
     def add_labels(
-        self, keys: NDArray[np.int64], known_ms: NDArray[np.int64], labels: NDArray[np.float64]
+        self,
+        keys: NDArray[np.int64],
+        known_ms: NDArray[np.int64],
+        labels: NDArray[np.float64],
+        back: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Adds labels f64[n] of entities i64[n] that became known at i64[n] ms; NaN is not added."""
+        """Adds labels f64[n] of entities i64[n] that became known at i64[n] ms; NaN is not added.
+
+        Those with `back` bool[n] are taken back: they were added just so, earlier.
+        """
         if not self.view.needs_labels:
             return
         count = len(keys)
         keys = _column(keys, count, np.int64)
         known_ms = _column(known_ms, count, np.int64)
         labels = _column(labels, count, np.float64).reshape(1, count)
+        back = np.zeros(count, np.bool_) if back is None else _column(back, count, np.bool_)
         at = self._layout
         for start in range(0, count, _CHUNK):
             part = slice(start, start + _CHUNK)
             rows = self._find(keys[part], np.ones(len(keys[part]), np.bool_))
             windows.fold_labels(
                 *(self._cells, at.blank, at.rings, at.ops, at.tiles, at.event_rings),
-                *(rows, known_ms[part], np.ascontiguousarray(labels[:, part])),
+                *(rows, known_ms[part], np.ascontiguousarray(labels[:, part]), back[part]),
             )
 
     def expire(self, before_ms: int) -> int:

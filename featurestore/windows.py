@@ -106,6 +106,20 @@ def _write(
 
 
 @kernel
+def _take_back(
+    record: Float64s, rings: Int64s, ops: Int64s, ring: int, tile: int, tiles: int, label: float
+) -> None:
+    """Takes one label from its tile, if that is still there. A label ring holds counts and sums only."""
+    width, first_op = rings[ring, 2], rings[ring, 3]
+    slot = rings[ring, 1] + (tile % tiles) * width
+    if record[slot] != tile:
+        return
+    for j in range(width - 1):
+        kind = ops[first_op + j, 0]
+        record[slot + 1 + j] -= 1.0 if kind == COUNT else label
+
+
+@kernel
 def _total(
     record: Float64s, slots: Int64s, filled: int, word: int, kind: int, totals: Float64s, op: int
 ) -> float:
@@ -228,14 +242,18 @@ def fold_labels(
     rows: Int64s,
     known: Int64s,
     labels: Float64s,
+    back: Bools,
 ) -> None:
-    """Adds labels f64[1, n], known at `known` i64[n] ms, to the label rings of their entities."""
+    """Adds labels f64[1, n], known at `known` i64[n] ms, to the label rings of their entities, or takes them back."""
     for i in range(rows.shape[0]):
         record = cells[rows[i]]
         for ring in range(event_rings, rings.shape[0]):
             # Rounded up: at the first millisecond of its tile the label is already known.
             tile = -(-known[i] // rings[ring, 0])
-            _write(record, blank, rings, ops, ring, tile, tiles, labels, i)
+            if back[i]:
+                _take_back(record, rings, ops, ring, tile, tiles, labels[0, i])
+            else:
+                _write(record, blank, rings, ops, ring, tile, tiles, labels, i)
         record[LAST_LABEL] = max(record[LAST_LABEL], known[i])
 
 

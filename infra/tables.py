@@ -135,11 +135,11 @@ _ALL = (
     ),
     _table(
         "metrics",
-        key="task event_ms arm lineage",
+        key="task event_ms arm lineage segment segment_value",
         newest="created_ms",
         columns="""
-        String: task arm lineage
-        Int64: event_ms created_ms n positives
+        String: task arm lineage segment
+        Int64: event_ms created_ms n positives segment_value
         Float64: auc average_precision log_loss ece""",
     ),
     _table(

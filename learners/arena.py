@@ -17,8 +17,9 @@ from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.drift import Alert, DriftConfig
 from learners.loss_drift import LossDetector
+from learners.measure import Measure
 from learners.packing import pack, part, prefixed, unpack
-from learners.prequential import MetricRow, Prequential, log_loss, metric_row
+from learners.prequential import MetricRow, log_loss
 from learners.rollback import USUAL, Guard, GuardConfig
 from learners.shift import ShiftDetector
 from learners.trainer import Trainer
@@ -57,6 +58,7 @@ class Arena:
         freeze_at_ms: int | None = None,
         window: int = 5_000,
         metrics_every: int = 500,
+        segments: Sequence[str] = (),
         device: str = "auto",
         guard: GuardConfig = USUAL,
     ) -> None:
@@ -71,9 +73,8 @@ class Arena:
         self._test = partial(PairedTest, drift.alpha / CHALLENGERS, drift.min_effect, **limits)
         self._guarding = guard
         self.guard: Guard | None = None
-        self._loss = LossDetector(drift)
-        self._shift = ShiftDetector(schema, drift)
-        self._prequential = Prequential(window)
+        self._loss, self._shift = LossDetector(drift), ShiftDetector(schema, drift)
+        self._measured = Measure(schema, window, segments)
         self._buffer = Buffer(BUFFER)
         self.examples = 0  # labelled examples observed
         self._configs = {FIRST: champion}  # of every lineage that was ever born ...
@@ -121,10 +122,14 @@ class Arena:
         3. metrics
         4. detectors
         5. the guard of the newest swap; tests, verdicts and what follows from them
-        6. every arm but the frozen one learns from the batch
+        6. every arm but the frozen one learns from the batch, rows that correct an earlier one too
         7. an alert starts challengers; they are tested from the next batch on, which they have not learned
         """
         events: list[Event] = self._freeze(now)  # 1
+        lesson, batch = batch, self._measured.corrected(batch)
+        if not len(batch):
+            self._learn(lesson)
+            return events
         scores = self._score(batch)  # 2
         events += self._measure(batch, scores, now)  # 3
         losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
@@ -134,7 +139,7 @@ class Arena:
         events += alerts
         events += self._watch(batch, scores, losses, now)  # 5
         events += self._judge(losses, now)
-        self._learn(batch)  # 6
+        self._learn(lesson)  # 6
         events += self._start(alerts, now)  # 7
         return events
 
@@ -150,7 +155,7 @@ class Arena:
             return []
         champion = self.champion
         self.frozen = champion.clone(champion.lineage)
-        self._prequential.copy("champion", "frozen")
+        self._measured.windows.copy("champion", "frozen")
         reason = f"{champion.lineage} is kept as it is after {self.examples:,} examples, to compare"
         return [self._decision("freeze", champion.lineage, reason, {"examples": self.examples}, now)]
 
@@ -163,11 +168,7 @@ class Arena:
 
     def _measure(self, batch: Batch, scores: Mapping[str, Scores], now: Now) -> list[Event]:
         """Update the rolling metrics; every `metrics_every` examples, a row for each arm."""
-        for arm, score in scores.items():
-            self._prequential.update(arm, batch.label, score)
-        self._prequential.update("champion", batch.label, scores[self.champion.lineage])
-        known = np.isfinite(batch.served)
-        self._prequential.update("served", batch.label[known], batch.served[known])
+        self._measured.add(batch, scores, self.champion.lineage)
         due = self.examples // self._metrics_every
         self.examples += len(batch)
         if self.examples // self._metrics_every == due:
@@ -179,10 +180,7 @@ class Arena:
         if self.frozen is not None:
             arms.append(("frozen", self.frozen.lineage, "frozen"))
         arms += [("challenger", challenger.lineage, challenger.lineage) for challenger in self.challengers]
-        values = {key: self._prequential.row(key) for key in {key for _, _, key in arms}}
-        return [
-            metric_row(arm, lineage, values[key], now.event_ms, now.created_ms) for arm, lineage, key in arms
-        ]
+        return [*self._measured.rows(arms, now)]
 
     def _detect(self, batch: Batch, score: Scores, loss: Losses) -> list[Alert]:
         """Alerts on inputs and the champion's scores, and on the loss of what users got.
@@ -273,7 +271,9 @@ class Arena:
 
     def _forget(self) -> None:
         """Drop the metrics of arms that are gone."""
-        self._prequential.keep({"served", "champion", "frozen", *(arm.lineage for arm in self._learners())})
+        self._measured.windows.keep(
+            {"served", "champion", "frozen", *(arm.lineage for arm in self._learners())}
+        )
 
     def _learn(self, batch: Batch) -> None:
         """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
@@ -329,8 +329,8 @@ class Arena:
         """The decision about a challenger, with the metrics of both sides on the events of the test."""
         last, champion = challenger.test.count, self.champion.lineage
         metrics = {
-            "champion": self._prequential.row(champion, last),
-            "challenger": self._prequential.row(challenger.lineage, last),
+            "champion": self._measured.windows.row(champion, last),
+            "challenger": self._measured.windows.row(challenger.lineage, last),
         }
         reason = trial.reason(action, challenger, champion, why)
         return self._decision(action, challenger.lineage, reason, trial.evidence(challenger, metrics), now)
@@ -353,7 +353,7 @@ class Arena:
         files["detectors.npz"] = pack(
             prefixed("loss", self._loss.state()) | prefixed("shift", self._shift.state())
         )
-        files["prequential.npz"] = pack(self._prequential.state())
+        files["prequential.npz"] = pack(self._measured.windows.state())
         files["buffer.npz"] = pack(self._buffer.state())
         return files, {
             "champion": self.champion.lineage,
@@ -392,7 +392,7 @@ class Arena:
         detectors = unpack(files["detectors.npz"])
         self._loss.load(part("loss", detectors))
         self._shift.load(part("shift", detectors))
-        self._prequential.load(unpack(files["prequential.npz"]))
+        self._measured.windows.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
         self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
         self._seeds = dict(record["seeds"])

@@ -26,6 +26,7 @@ class Recipe:
     seed: int
     freeze_at_ms: int | None = None
     guard: GuardConfig = USUAL
+    segments: tuple[str, ...] = ()
 
     def arena(self, former: Arena | None = None) -> Arena:
         """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot)."""
@@ -37,6 +38,7 @@ class Recipe:
             seed=self.seed,
             freeze_at_ms=self.freeze_at_ms,
             guard=self.guard,
+            segments=self.segments,
         )
         if former is not None:
             arena.load(*former.state())
@@ -57,6 +59,7 @@ class Recipe:
             "seed": self.seed,
             "freeze_at_ms": self.freeze_at_ms,
             "guard": msgspec.to_builtins(self.guard),
+            "segments": list(self.segments),
         }
 
     @classmethod
@@ -71,6 +74,7 @@ class Recipe:
                 raw["seed"],
                 raw["freeze_at_ms"],
                 msgspec.convert(raw["guard"], GuardConfig),
+                tuple(raw["segments"]),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 from faust.types import TP
 
 from infra.clickhouse import Archive
@@ -47,6 +48,7 @@ DECISIONS = (
 )  # fmt: skip
 METRICS = (
     "task", "arm", "lineage", "event_ms", "created_ms", "n", "positives", "auc", "average_precision", "log_loss", "ece",
+    "segment", "segment_value",
 )  # fmt: skip
 FEATURE_DRIFT = ("task", "subject", "psi", "event_ms", "created_ms")
 DEAD_LETTERS = ("task", "topic", "partition", "offset", "reason", "bytes_len", "sha256", "created_ms")
@@ -90,14 +92,14 @@ def feature_rows(task: Task, record: Any) -> list[Row]:
 def label_rows(task: str, record: Any) -> list[Row]:
     """One labelled batch as rows of `labels`."""
     labelled = decode_labelled(record.value)
+    source = np.where(labelled.corrects, "correction", np.where(labelled.default, "default", "label"))
+    # What corrects a default may stand in the same record: it must be the newer row of the two.
+    joined = record.timestamp + labelled.corrects
     columns = zip(
         labelled.rows.ids, labelled.label.tolist(), labelled.rows.event_ms.tolist(), labelled.known_ms.tolist(),
-        labelled.served.tolist(), labelled.version, labelled.default.tolist(), strict=True,
+        labelled.served.tolist(), labelled.version, source.tolist(), joined.tolist(), strict=True,
     )  # fmt: skip
-    return [
-        (task, i, label, event, known, served, version, "default" if default else "label", record.timestamp)
-        for i, label, event, known, served, version, default in columns
-    ]
+    return [(task, *row) for row in columns]
 
 
 def version_rows(task: str, record: Any) -> list[Row]:
@@ -228,8 +230,9 @@ class ArchiveStep:
             await self._writer.stored(self._table, self._columns, rows)
         await self._committer.commit(Outputs(), {self._source: batch[-1].offset + 1})
 
-    async def quiet(self) -> None:
+    async def quiet(self) -> float | None:
         """See Step."""
+        return None
 
     async def close(self, *, final: bool) -> None:
         """See Step."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.batch import Batch
+from learners.late import real_share
 from learners.prequential import metrics
 from learners.slot import Slot, encode_full, encode_refresh
 from learners.trainer import Trainer
@@ -112,7 +113,8 @@ class Lane:
         """Learn as the policy says, then refresh."""
         begin = time.process_time()
         served = self.scores[labelled.rows.offset]
-        self.policy.learn(replace(batch, served=served), now_ms, warm=warm)
+        weight = real_share(labelled.label, served, labelled.late_share)
+        self.policy.learn(replace(batch, served=served, weight=weight), now_ms, warm=warm)
         self._serving.follow(self.policy.trainer, now_ms)
         self.seconds += time.process_time() - begin
 
@@ -168,7 +170,7 @@ class Backtest:
             batch, warm = labelled.batch(), self.first is None
             for lane in self.lanes:
                 lane.learn(labelled, batch, micro.time_ms, warm=warm)  # 3, 4
-            self.labelled += len(labelled)
+            self.labelled += int((~labelled.corrects).sum())
             if warm and self.labelled >= self.settings.warm_after:
                 self.first = self._seen
         return sum(lane.seconds for lane in self.lanes) - before

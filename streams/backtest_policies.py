@@ -157,6 +157,9 @@ class OnDrift(_One):
             self._left = self._task.drift.cooldown
 
     def _detect(self, step: Batch) -> list[Alert]:
+        step = step.take(~step.corrects)  # the rest was looked at when it was here first
+        if not len(step):
+            return []
         score, version = self.trainer.score(step.numbers, step.categories), self.trainer.version
         served = np.where(np.isfinite(step.served), step.served, score)
         losses = log_loss(step.label, served)

@@ -17,7 +17,8 @@ from featurestore.state import EntityState
 from streams import wire
 from streams.events import Broken, LabelDecoder
 from streams.feed import Item
-from streams.joining import JoinPartition
+from streams.gate import IDLE, label_mark
+from streams.joining import JoinPartition, feedback_of
 from streams.privacy import Pseudonymiser
 from streams.rows import Labelled, Rows
 from streams.stage import StagePartition
@@ -113,6 +114,9 @@ class Path:
         self._decoder = LabelDecoder(task, pseudonymiser)
         self._join = JoinPartition(task)
         self._records = 0
+        # A label is here at its time: no window waits for labels that are still on their way.
+        none, mark = wire.encode_labels(wire.Labels.none()), tuple(label_mark(0, 1, IDLE))
+        self._join.fold([self._record(none, 0, ((wire.KIND, wire.LABELS), *mark))])
         self.refused: Counter[str] = Counter()
         self.duplicates = self.late = 0
 
@@ -149,14 +153,14 @@ class Path:
             served = np.full(len(rows), np.nan, np.float32)
             records.append(self._record(wire.encode_examples(rows, served, ""), int(rows.received_ms[-1])))
         decided = self._join.fold(records)
+        self.refused.update(label.reason for label in self._join.refused)
         if decided is not None:
             self._feed_back(decided)
         return decided
 
     def _feed_back(self, labelled: Labelled) -> None:
-        label = labelled.label.astype(np.float64)
         for i, stage in self._fed_back:
-            feedback = wire.Feedback(labelled.rows.keys[:, i], labelled.known_ms, label)
+            feedback = feedback_of(self._task, labelled, i)
             stage.fold_feedback([self._record(wire.encode_feedback(feedback), 0)])
 
     def _record(self, value: bytes, stamp: int, headers: tuple[tuple[str, bytes], ...] = ()) -> Record:

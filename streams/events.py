@@ -32,7 +32,8 @@ _LARGEST_F32 = float(np.finfo(np.float32).max)
 class Broken:
     """A record that is no event (or no label): the Kafka record and why, as a short code and a sentence.
 
-    Codes: "null", "too_large", "malformed" (no JSON), "invalid" (a field), "invalid_time", "future", "late", "damaged".
+    Codes: "null", "too_large", "malformed" (no JSON), "invalid" (a field), "invalid_time", "future", "late", "damaged";
+    of labels that were read long ago: "orphan", "contradiction".
     """
 
     record: Any
@@ -177,7 +178,7 @@ class LabelDecoder:
     def decode(self, records: Sequence[Any]) -> tuple[Labels, list[Broken]]:
         """Decode records in order; see `EventDecoder.decode`. `known_ms` is -1 for a task without `label.time`."""
         ids: list[Any] = []
-        values, known, broken = [], [], []
+        values, known, places, broken = [], [], [], []
         for record in records:
             try:
                 event_id, value, known_ms = self._parse(record)
@@ -187,8 +188,17 @@ class LabelDecoder:
                 ids.append(event_id)
                 values.append(value)
                 known.append(known_ms)
+                places.append((record.partition, record.offset))
         texts = event_ids(self._task, self._pseudonymiser, ids)
-        return Labels(texts, np.array(values, np.float32), np.array(known, np.int64)), broken
+        place = np.array(places, np.int64).reshape(-1, 2)
+        labels = Labels(
+            texts,
+            np.array(values, np.float32),
+            np.array(known, np.int64),
+            place[:, 0].astype(np.int32),
+            np.ascontiguousarray(place[:, 1]),
+        )
+        return labels, broken
 
     def _parse(self, record: Any) -> tuple[Any, float, int]:
         parsed = _json(self._decoder, record, self._task.serving.max_event_bytes)

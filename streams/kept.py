@@ -23,7 +23,16 @@ _NEWEST = 3
 
 def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
     """What a task file says about the arena."""
-    return Recipe(task.schema, task.model, task.challenger, task.drift, task.seed, freeze_at_ms, task.guard)
+    return Recipe(
+        task.schema,
+        task.model,
+        task.challenger,
+        task.drift,
+        task.seed,
+        freeze_at_ms,
+        task.guard,
+        task.segments,
+    )
 
 
 @dataclass(frozen=True)

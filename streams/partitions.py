@@ -38,8 +38,11 @@ class Step(Protocol):
     async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
         """Process records in offset order and commit; raising ends the worker."""
 
-    async def quiet(self) -> None:
-        """Nothing came for a while, or since the partition was taken over; called once until something comes."""
+    async def quiet(self) -> float | None:
+        """Nothing came for a while, or since the partition was taken over; seconds until it wants to hear of it again.
+
+        None: not before something came.
+        """
 
     async def close(self, *, final: bool) -> None:
         """Let go; `final` when the worker stops by request and may save what speeds up the next start."""
@@ -101,13 +104,15 @@ class _Owner:
         """The next fetch, however long it takes; after `quiet_s` without one the step hears of it."""
         if not self._queue.empty():
             return self._queue.get_nowait()
-        try:
-            return await asyncio.wait_for(self._queue.get(), self._quiet_s)
-        except TimeoutError:
-            await self._free.wait()
-            async with self._working:
-                await self._step.quiet()
-            return await self._queue.get()
+        patience: float | None = self._quiet_s
+        while patience is not None:
+            try:
+                return await asyncio.wait_for(self._queue.get(), patience)
+            except TimeoutError:
+                await self._free.wait()
+                async with self._working:
+                    patience = await self._step.quiet()
+        return await self._queue.get()
 
     def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
         """Records at or above the next offset of their partition, in order; a dropped fetch is an error."""
@@ -148,7 +153,7 @@ class Partitions:
         make: makes the step for (group, partition).
         group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
         pause_ms: least time between two commits of one partition, in milliseconds; 0 commits as fast as Kafka does.
-        quiet_ms: how long a partition's records may fail to come until its step is told.
+        quiet_ms: how long a partition's records may fail to come until its step is told, the first time.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from faust.types import TP
 from infra.blobs import Blobs
 from infra.clickhouse import create_tables, open_archive
 from infra.errors import UserError
+from infra.kafka import partitions as label_partitions
 from infra.metrics import Metrics
 from infra.settings import Settings, load_secret
 from streams.partitions import EXIT_AGAIN, EXIT_USER, Partitions, Step, end
@@ -74,15 +75,18 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
 
 def join_app(task: Task, settings: Settings) -> faust.App:
     """Labels meet examples."""
-    from streams.join import JoinContext, JoinStep, LabelStep
+    from streams.join import FIRST_QUIET_S, JoinContext, JoinStep, LabelStep
+    from streams.label_end import EndOfLog
 
     settings = prepare(task, settings)
     topics, group = Topics.of(task), f"driftline-{task.name}-join"
     app = make_app(group, settings)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     metrics = Metrics()
+    blobs, end_of_log = Blobs(settings.blobs), EndOfLog(settings.kafka)
+    labels = label_partitions(settings.kafka, topics.labels)
     context = JoinContext(
-        task, settings, topics, Blobs(settings.blobs), pseudonymiser, ThreadPoolExecutor(1), metrics
+        task, settings, topics, blobs, pseudonymiser, ThreadPoolExecutor(1), metrics, labels, end_of_log
     )
 
     def make(topic: str, partition: int) -> Step:
@@ -91,9 +95,10 @@ def join_app(task: Task, settings: Settings) -> faust.App:
         return step(context, partition, committer)
 
     group_of = {topic: topic for topic in (topics.labels, topics.examples)}
-    _run(
-        app, Partitions(make, group_of, pause_ms=task.serving.commit_every_ms), group_of, [_reporter(metrics)]
+    partitions = Partitions(
+        make, group_of, pause_ms=task.serving.commit_every_ms, quiet_ms=round(1000 * FIRST_QUIET_S)
     )
+    _run(app, partitions, group_of, [_reporter(metrics)], [end_of_log.close])
     return app
 
 

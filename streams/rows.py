@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.batch import Batch
+from learners.late import real_share
 from streams.task import Task
 
 MOST_BYTES = 4 << 20
@@ -91,11 +92,16 @@ ROW_ARRAYS = (
 
 @dataclass(frozen=True)
 class Labels:
-    """`n` labels by event id. `known_ms` int64 [n] is -1 where the label's record does not say when it became known."""
+    """`n` labels by event id. `known_ms` int64 [n] is -1 where the label's record does not say when it became known.
+
+    `partition` int32 [n] and `offset` int64 [n]: where each stands in the labels topic.
+    """
 
     ids: list[str]
     label: NDArray[np.float32]
     known_ms: NDArray[np.int64]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -103,20 +109,31 @@ class Labels:
     @property
     def nbytes(self) -> int:
         """About how many bytes the labels take as a record."""
-        return _text_bytes(self.ids) + self.label.nbytes + self.known_ms.nbytes
+        return _text_bytes(self.ids) + 24 * len(self)
 
     def take(self, index: NDArray[Any]) -> "Labels":
         """The labels of an index array, in that order."""
-        return Labels([self.ids[i] for i in index.tolist()], self.label[index], self.known_ms[index])
+        arrays = (self.label, self.known_ms, self.partition, self.offset)
+        return Labels([self.ids[i] for i in index.tolist()], *(array[index] for array in arrays))
+
+    @staticmethod
+    def none() -> "Labels":
+        """No labels."""
+        none = np.zeros(0, np.int64)
+        return Labels([], np.zeros(0, np.float32), none, none.astype(np.int32), none)
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """`n` labels on their way to the label rates of one entity: its key, when the label was known, the label."""
+    """`n` labels on their way to the label rates of one entity: its key, when the label was known, the label.
+
+    `back` bool [n] marks those that are taken back: they were added as they are here, and turned out otherwise.
+    """
 
     keys: NDArray[np.int64]
     known_ms: NDArray[np.int64]
     label: NDArray[np.float64]
+    back: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -124,11 +141,11 @@ class Feedback:
     @property
     def nbytes(self) -> int:
         """About how many bytes the labels take as a record."""
-        return self.keys.nbytes + self.known_ms.nbytes + self.label.nbytes
+        return 25 * len(self)
 
     def take(self, index: NDArray[Any]) -> "Feedback":
         """The labels of an index array, in that order."""
-        return Feedback(self.keys[index], self.known_ms[index], self.label[index])
+        return Feedback(self.keys[index], self.known_ms[index], self.label[index], self.back[index])
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,8 @@ class Labelled:
     """Rows with their label: the learner's only input. `default` marks labels that are the task's missing value.
 
     Shapes: `label` float32 [n] (0 or 1), `known_ms` int64 [n], `default` bool [n], `served` float32 [n] (the score that
-    was served), `version` n strings; `weight` float32 [n] and `corrects` bool [n] as in `Batch`.
+    was served), `version` n strings; `late_share` float32 [n], of a default: the share of labels that come late and say
+    otherwise (`learners.late`), 0 of all others; `corrects` bool [n] as in `Batch`.
     """
 
     rows: Rows
@@ -145,7 +163,7 @@ class Labelled:
     label: NDArray[np.float32]
     known_ms: NDArray[np.int64]
     default: NDArray[np.bool_]
-    weight: NDArray[np.float32]
+    late_share: NDArray[np.float32]
     corrects: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -182,12 +200,12 @@ class Labelled:
             rows.categories,
             self.served,
             self.label,
-            self.weight,
+            real_share(self.label, self.served, self.late_share),
             self.corrects,
         )
 
 
-LABELLED_ARRAYS = ("served", "label", "known_ms", "default", "weight", "corrects")
+LABELLED_ARRAYS = ("served", "label", "known_ms", "default", "late_share", "corrects")
 """The arrays of `Labelled` besides its rows, all of length n."""
 
 

@@ -184,12 +184,13 @@ class ServeStep:
                 outputs.add(topic, target, wire.encode_rows(part.take(cut)))
             outputs.add(topic, target, wire.encode_rows(part.take(last)), headers=headers)
 
-    async def quiet(self) -> None:
+    async def quiet(self) -> float | None:
         """See Step: nothing has come for a while, so nobody should wait for this partition."""
         if self._tells and self._index == 0:  # later stages pass on what the first one tells
             outputs = Outputs()
             self._pass_on(outputs, wire.Rows.empty(self._context.task), IDLE)
             await self._committer.commit(outputs, self._offsets)
+        return None
 
     def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
         context, encode = self._context, self._encoder.encode

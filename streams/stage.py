@@ -106,7 +106,7 @@ class StagePartition:
                 log.error("%s[%s]@%s: %s", record.topic, record.partition, record.offset, error)
                 continue
             if self._state is not None:
-                self._state.add_labels(feedback.keys, feedback.known_ms, feedback.label)
+                self._state.add_labels(feedback.keys, feedback.known_ms, feedback.label, feedback.back)
 
     def _fold_events(self, records: Sequence[Any]) -> Folded:
         rows, broken = self._decoder.decode(records)

@@ -93,7 +93,9 @@ class LabelSpec:
 
     `id` and `field` are fields of a label record; `time`, if any, says when the label became known. A label
     is expected `delay_ms` after its event; once `window_ms` has passed without one, the event gets the label
-    `missing`, or none at all where `missing` is None (written "drop").
+    `missing`, or none at all where `missing` is None (written "drop"). What was decided is remembered for
+    `late_for_ms` more: a label that comes in that time corrects the missing value, or not (`late`). Each partition
+    keeps so many events that wait or are remembered `in_memory`, and more of them on disk.
     """
 
     field: str
@@ -102,6 +104,9 @@ class LabelSpec:
     delay_ms: int
     window_ms: int
     missing: float | None
+    late: str = "correct"  # or "ignore"
+    late_for_ms: int = 0
+    in_memory: int = 200_000
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ class Task:
     topics: TopicNames
     path: Path  # absolute
     text: str  # the file as it was read
+    segments: tuple[str, ...] = ()  # categories by whose values metrics are kept as well
 
     @cached_property
     def number_fields(self) -> tuple[str, ...]:

@@ -43,9 +43,9 @@ TOP = (
     "serving",
     "topics",
 )
-TASK = ("name", "kind", "metric", "calendar")
+TASK = ("name", "kind", "metric", "calendar", "segments")
 EVENT = ("id", "key", "time", "time_format", "fields")
-LABEL = ("field", "id", "time", "delay", "window", "missing")
+LABEL = ("field", "id", "time", "delay", "window", "missing", "late", "late_for", "in_memory")
 FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate", "decay", "last")
 PRIVACY = ("pseudonymise",)
 SERVING = (
@@ -100,6 +100,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         model, _settings(root.table("challenger"), _usual_challenger(model)),
         _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
         _serving(root), _topic_names(root), path, text,
+        task.strings("segments", (), '["country"]'),
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
@@ -154,7 +155,20 @@ def _label(root: Table, event: EventSpec) -> LabelSpec:
         table.fail(None, "label.missing is missing", fix)
     if isinstance(missing, bool) or missing not in (0, 1, "drop"):
         table.fail("missing", f"label.missing is {shown(missing)}", 'use 0, 1 or "drop"')
-    return LabelSpec(field, label_id, time, delay, window, None if missing == "drop" else float(missing))
+    if missing == "drop" and "late" in table.data:
+        said = 'label.late has no effect with missing = "drop": nothing was taken that a late label could correct'
+        table.fail("late", said, "remove this line; it is for missing 0 or 1")
+    return LabelSpec(
+        field,
+        label_id,
+        time,
+        delay,
+        window,
+        None if missing == "drop" else float(missing),
+        table.choice("late", ("correct", "ignore"), "correct"),
+        table.duration("late_for", table.data["window"]),
+        table.integer("in_memory", 200_000, 100, 100_000_000),
+    )
 
 
 def _views(root: Table, entities: tuple[Entity, ...], event: EventSpec) -> dict[str, View]:
@@ -285,7 +299,7 @@ def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> Model
 
 
 def _check_columns(root: Table, task: Task) -> None:
-    """The model has columns, and no two have the same name."""
+    """The model has columns, and no two have the same name; lists of columns name such that there are."""
     if not task.numbers and not task.schema.ids:
         fix = "declare a field under [event.fields], or add [[features]]"
         root.fail("event", "the model has nothing to look at: no field, no feature, no calendar", fix)
@@ -294,6 +308,11 @@ def _check_columns(root: Table, task: Task) -> None:
         if name not in (*columns, *CALENDAR):
             fix = f"{nearest(name, columns)}columns are {listed(columns)}"
             drift.fail("ignore", f"drift.ignore lists {shown(name)}, which is no column of the model", fix)
+    for name in task.segments:
+        if name not in task.categories:
+            fix = f"{nearest(name, task.categories)}categories that the model sees are {listed(task.categories)}"
+            said = f"task.segments lists {shown(name)}, which is no category that the model sees"
+            root.table("task").fail("segments", said, fix)
     seen: set[str] = set()
     for name in (*columns, *(block.name for block in task.blocks)):
         if name in seen:

@@ -128,7 +128,8 @@ class Watch:
 
     def _metric(self, record: Any) -> None:
         row = json.loads(record.value)
-        self.metrics.setdefault(row["arm"], []).append(row)
+        if not row["segment"]:
+            self.metrics.setdefault(row["arm"], []).append(row)
 
     def _update(self, record: Any) -> None:
         meta = json.loads(dict(record.headers)[META])

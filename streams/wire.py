@@ -63,7 +63,7 @@ def encode_labelled(labelled: Labelled) -> bytes:
         "label": pa.array(labelled.label),
         "known_ms": pa.array(labelled.known_ms),
         "default": pa.array(labelled.default.view(np.uint8)),
-        "weight": pa.array(labelled.weight),
+        "late_share": pa.array(labelled.late_share),
         "corrects": pa.array(labelled.corrects.view(np.uint8)),
     }
     return _write(_row_columns(labelled.rows) | columns, labelled.rows.schema)
@@ -80,7 +80,7 @@ def decode_labelled(data: bytes | None, schema: str | None = None) -> Labelled:
             _numpy(batch, "label", np.float32),
             _numpy(batch, "known_ms", np.int64),
             _numpy(batch, "default", np.uint8).astype(np.bool_),
-            _numpy(batch, "weight", np.float32),
+            _numpy(batch, "late_share", np.float32),
             _numpy(batch, "corrects", np.uint8).astype(np.bool_),
         )
 
@@ -94,6 +94,8 @@ def encode_labels(labels: Labels) -> bytes:
             "id": pa.array(labels.ids, pa.utf8()),
             "label": pa.array(labels.label),
             "known_ms": pa.array(labels.known_ms),
+            "partition": pa.array(labels.partition),
+            "offset": pa.array(labels.offset),
         }
     )
 
@@ -103,7 +105,13 @@ def decode_labels(data: bytes | None) -> Labels:
     return _decoded(
         data,
         None,
-        lambda b: Labels(_texts(b, "id"), _numpy(b, "label", np.float32), _numpy(b, "known_ms", np.int64)),
+        lambda b: Labels(
+            _texts(b, "id"),
+            _numpy(b, "label", np.float32),
+            _numpy(b, "known_ms", np.int64),
+            _numpy(b, "partition", np.int32),
+            _numpy(b, "offset", np.int64),
+        ),
     )
 
 
@@ -114,6 +122,7 @@ def encode_feedback(feedback: Feedback) -> bytes:
             "key": pa.array(feedback.keys),
             "known_ms": pa.array(feedback.known_ms),
             "label": pa.array(feedback.label),
+            "back": pa.array(feedback.back.view(np.uint8)),
         }
     )
 
@@ -124,7 +133,10 @@ def decode_feedback(data: bytes | None) -> Feedback:
         data,
         None,
         lambda b: Feedback(
-            _numpy(b, "key", np.int64), _numpy(b, "known_ms", np.int64), _numpy(b, "label", np.float64)
+            _numpy(b, "key", np.int64),
+            _numpy(b, "known_ms", np.int64),
+            _numpy(b, "label", np.float64),
+            _numpy(b, "back", np.uint8).astype(np.bool_),
         ),
     )
 

@@ -70,7 +70,7 @@ def labelled(task: Task, count: int, seed: int = 4, turn: float = 0.5) -> Labell
     label = (sign * (numbers[:, 0] - numbers[:, 1]) + rng.normal(size=count) > 0.5).astype(np.float32)
     served = np.full(count, np.nan, np.float32)
     no = np.zeros(count, np.bool_)
-    return Labelled(rows, served, ["L1.0"] * count, label, times + 500, no, np.ones(count, np.float32), no)
+    return Labelled(rows, served, ["L1.0"] * count, label, times + 500, no, np.zeros(count, np.float32), no)
 
 
 def records(task: Task, rows: Labelled, seed: int = 4, *, by_id: bool = False) -> dict[int, list[Record]]:

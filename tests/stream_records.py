@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from streams import wire
+from streams.gate import label_mark
 from streams.privacy import Pseudonymiser
 from streams.task import Task
 from streams.task_parse import parse_task
@@ -90,8 +91,17 @@ def sent(fields: dict[str, Any], **place: Any) -> Record:
     return Record(json.dumps(fields).encode(), **place)
 
 
-def labels(ids: list[str], values: list[float], known_ms: list[int] | None = None, **place: Any) -> Record:
-    """A record of labels in the examples topic."""
-    known = np.array(known_ms or [-1] * len(ids), np.int64)
-    data = wire.encode_labels(wire.Labels(ids, np.array(values, np.float32), known))
-    return Record(data, topic="trips.examples", headers=((wire.KIND, wire.LABELS),), **place)
+def labels(
+    ids: list[str],
+    values: list[float],
+    known_ms: list[int] | None = None,
+    mark: tuple[int, int, int] | None = None,
+    **place: Any,
+) -> Record:
+    """A record of labels in the examples topic, and a `label_mark` (partition, of how many, come to)."""
+    known, count = np.array(known_ms or [-1] * len(ids), np.int64), len(ids)
+    made = wire.Labels(
+        ids, np.array(values, np.float32), known, np.full(count, 3, np.int32), np.arange(count) + 70
+    )
+    headers = ((wire.KIND, wire.LABELS), *(label_mark(*mark) if mark else ()))
+    return Record(wire.encode_labels(made), topic="trips.examples", headers=headers, **place)

@@ -145,7 +145,8 @@ def read_history(
 
 def _read_curves(archive: Archive, history: History, where: str) -> None:
     rows = archive.query(
-        f"SELECT arm, lineage, event_ms, {history.metric}, log_loss, n FROM metrics {where} ORDER BY event_ms"
+        f"SELECT arm, lineage, event_ms, {history.metric}, log_loss, n FROM metrics {where} AND segment = ''"
+        " ORDER BY event_ms"
     )
     for arm, lineage, event_ms, value, loss, n in rows:
         name = arm if arm in COMPARED else f"{arm} {lineage}".strip()

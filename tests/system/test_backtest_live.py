@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from infra.blobs import Blobs
-from infra.kafka import committed_offsets, read_all
+from infra.kafka import read_all
 from infra.settings import Settings, load_secret
 from learners import checkpoint
 from learners.slot import Slot, encode_full
@@ -101,14 +101,11 @@ class Live:
                 return sent
         raise AssertionError("no refresh reached serving")
 
-    def await_joined(self) -> None:
-        """Wait until join has committed all examples."""
-        kafka, topic, group = self.settings.kafka, self.topics.examples, f"driftline-{self.task.name}-join"
-        last = read_all(kafka, topic)[-1].offset
-        runs.until(
-            lambda: committed_offsets(kafka, group, topic).get(0, 0) > last,
-            f"{group} to commit all of {topic}",
-        )
+    def await_joined(self, wanted: int) -> None:
+        """Wait until join has decided so many examples: windows wait for word from the silent labels topic."""
+        topic = self.topics.labelled
+        runs.until(lambda: read_all(self.settings.kafka, topic), "a labelled row", every_s=1.0)
+        runs.until(lambda: len(self.labelled()) >= wanted, f"{wanted} labelled rows", every_s=1.0)
 
     def await_learned(self) -> None:
         """Wait until a checkpoint of the learner has all labelled rows."""
@@ -133,12 +130,8 @@ class Live:
 
     def labelled(self) -> Labelled:
         """What join decided, in its order."""
-        return Labelled.concat(
-            [
-                wire.decode_labelled(record.value)
-                for record in read_all(self.settings.kafka, self.topics.labelled)
-            ]
-        )
+        records = read_all(self.settings.kafka, self.topics.labelled)
+        return Labelled.concat([wire.decode_labelled(record.value) for record in records])
 
     def updates(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """What the learner published, in its order."""
@@ -178,7 +171,7 @@ def live(broker: Any, tmp_path_factory: pytest.TempPathFactory, stream: Simulati
         sent = found.send_until_refreshed(events, 2 * UNTRAINED)
         found.send(events[sent:], rate=100)
         found.await_predictions(events)
-        found.await_joined()
+        found.await_joined(len(way_through(found, stream)[1]))
         found.await_learned()
         assert learner.stop(signal.SIGTERM) == 0
         assert [worker.stop(signal.SIGTERM) for worker in first] == [0, 0]

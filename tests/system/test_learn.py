@@ -51,7 +51,9 @@ def labelled_batches(task: Task) -> Iterator[Labelled]:
         label = (numbers[:, 0] + rng.normal(size=BATCH) > 0.5).astype(np.float32)
         served = np.full(BATCH, 0.3, np.float32)
         no = np.zeros(BATCH, np.bool_)
-        yield Labelled(rows, served, ["L1.0"] * BATCH, label, times + 500, no, np.ones(BATCH, np.float32), no)
+        yield Labelled(
+            rows, served, ["L1.0"] * BATCH, label, times + 500, no, np.zeros(BATCH, np.float32), no
+        )
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.clickhouse import open_archive
-from streams.task import load_task
 from tests.system import run_support as runs
 
 LOANS = """
@@ -130,16 +129,17 @@ def test_the_handbook_s_transactions(tmp_path: Path, data_dir: Path) -> None:
 
 def test_the_open_bandit_clicks(tmp_path: Path, data_dir: Path) -> None:
     file = head(data_dir / "clicks-open-bandit-men.parquet", tmp_path / "head.parquet", 8_000)
-    # Every row has a label, and ten minutes of these few events pass in milliseconds: no label is to be missed.
-    text = (
-        load_task("clicks")
-        .text.replace('window = "10m"', 'window = "7d"')
-        .replace("missing = 0", 'missing = "drop"')
-    )
-    (tmp_path / "clicks.toml").write_text(text)
-    options = ("--task", str(tmp_path / "clicks.toml"), "--map", "user_id=user_feature_0")
+    options = ("--task", "clicks", "--map", "user_id=user_feature_0")
     with runs.running(tmp_path / "data", "replay", str(file), *options) as run:
         check_run(run, "clicks", 8_000, tmp_path)
+    # Every row has a label, and the ten minutes of its window pass in milliseconds: none may lose that race.
+    archive = open_archive(f"chdb://{tmp_path}/data/archive")
+    try:
+        sources = dict(archive.query("SELECT source, count() FROM labels FINAL GROUP BY source"))
+    finally:
+        archive.close()
+    assert set(sources) == {"label"}
+    assert sources["label"] > 7_900  # the last ten minutes are still open when the file ends
 
 
 def test_a_stream_nobody_has_seen_stopped_and_resumed(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from featurestore.state import load_state, save_state
 from streams import wire
-from streams.joining import IDLE_AFTER, JoinPartition
+from streams.gate import IDLE, IDLE_AFTER
+from streams.joining import JoinPartition
 from streams.rows import Labelled
 from streams.stage import StagePartition
 from streams.task import Task
@@ -39,6 +40,13 @@ def examples(
     return Record(data, headers=((wire.KIND, wire.EXAMPLES),), topic="trips.examples", **place)
 
 
+def join_of(made: Task) -> JoinPartition:
+    """A join whose labels are never behind."""
+    join = JoinPartition(made)
+    join.fold([labels([], [], mark=(0, 1, IDLE))])
+    return join
+
+
 def decided(labelled: Labelled | None) -> list[tuple[str, float, float, bool]]:
     """(id, label, minutes when it was known, is it what silence means?) of each row."""
     if labelled is None:
@@ -50,7 +58,7 @@ def decided(labelled: Labelled | None) -> list[tuple[str, float, float, bool]]:
 
 
 def test_silence_is_decided_when_event_time_has_passed_the_window() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     assert join.fold([examples(("a", 0), ("b", 1))]) is None
     assert join.fold([examples(("c", 9.9))]) is None
     assert decided(join.fold([examples(("d", 10))])) == [("a", 0.0, 10.0, True)]
@@ -61,14 +69,14 @@ def test_silence_is_decided_when_event_time_has_passed_the_window() -> None:
 
 
 def test_a_label_waits_for_the_negatives_of_its_minute() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     assert join.fold([examples(("a", 0), ("b", 0.5)), labels(["b"], [1.0])]) is None
     assert decided(join.fold([examples(("c", 20))])) == [("a", 0.0, 10.0, True), ("b", 1.0, 1.5, False)]
-    assert join.early == 0
+    assert (join.early, len(join)) == (0, 1)
 
 
 def test_where_silence_drops_the_first_label_decides_at_once() -> None:
-    join = JoinPartition(DROP)
+    join = join_of(DROP)
     found = join.fold([examples(("a", 0), ("b", 0), made=DROP), labels(["a"], [1.0])])
     assert decided(found) == [("a", 1.0, 1.0, False)]
     assert join.fold([examples(("c", 20), made=DROP)]) is None
@@ -78,7 +86,7 @@ def test_where_silence_drops_the_first_label_decides_at_once() -> None:
 
 @pytest.mark.parametrize("made", [ZERO, DROP])
 def test_a_label_may_come_before_its_example(made: Task) -> None:
-    join = JoinPartition(made)
+    join = join_of(made)
     assert join.fold([labels(["a", "x"], [1.0, 1.0])]) is None
     found = decided(join.fold([examples(("a", 0), made=made), examples(("b", 15), made=made)]))
     assert found == [("a", 1.0, 1.0, False)]
@@ -87,7 +95,7 @@ def test_a_label_may_come_before_its_example(made: Task) -> None:
 
 @pytest.mark.parametrize("made", [ZERO, DROP])
 def test_the_first_of_several_labels_counts(made: Task) -> None:
-    join = JoinPartition(made)
+    join = join_of(made)
     log = [
         examples(("a", 0), made=made),
         labels(["a", "a"], [1.0, 0.0]),
@@ -100,14 +108,14 @@ def test_the_first_of_several_labels_counts(made: Task) -> None:
 
 @pytest.mark.parametrize(("known", "minutes"), [(None, 1.0), (5, 5.0), (-30, 0.0)])
 def test_when_a_label_counts_as_known(known: int | None, minutes: float) -> None:
-    join = JoinPartition(DROP)
+    join = join_of(DROP)
     stamps = [NOW_MS + known * MINUTE] if known is not None else None
     found = join.fold([examples(("a", 0), made=DROP), labels(["a"], [1.0], stamps)])
     assert decided(found) == [("a", 1.0, minutes, False)]  # never before its event
 
 
 def test_what_was_served_stays_with_the_example() -> None:
-    join = JoinPartition(DROP)
+    join = join_of(DROP)
     found = join.fold([examples(("a", 0), made=DROP), labels(["a"], [1.0])])
     assert found is not None
     assert (found.served.tolist(), found.version) == ([0.25], ["L1.3"])
@@ -117,7 +125,7 @@ def test_what_was_served_stays_with_the_example() -> None:
 
 def test_an_example_that_was_predicted_twice_is_decided_once() -> None:
     for made in (ZERO, DROP):
-        join = JoinPartition(made)
+        join = join_of(made)
         again = examples(("a", 0), ("b", 0), made=made)
         found = join.fold([again, again, labels(["a", "b"], [1.0, 1.0]), examples(("c", 15), made=made)])
         assert decided(found) == [("a", 1.0, 1.0, False), ("b", 1.0, 1.0, False)]
@@ -125,14 +133,14 @@ def test_an_example_that_was_predicted_twice_is_decided_once() -> None:
 
 
 def test_the_end_of_a_former_window_does_not_close_another_example() -> None:
-    join = JoinPartition(DROP)
+    join = join_of(DROP)
     join.fold([examples(("a", 0), made=DROP), labels(["a"], [1.0]), examples(("a", 8), made=DROP)])
     join.fold([examples(("b", 11), made=DROP)])  # the window of the first "a" ends here
     assert decided(join.fold([labels(["a"], [0.0])])) == [("a", 0.0, 9.0, False)]
 
 
 def test_the_slowest_partition_closes_the_windows() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     join.fold([examples(("slow", 0), source=1)])
     assert join.fold([examples(("a", 5)), examples(("b", 50))]) is None
     assert join.watermark_ms == NOW_MS
@@ -142,7 +150,7 @@ def test_the_slowest_partition_closes_the_windows() -> None:
 
 
 def test_an_idle_partition_holds_nobody_up() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     join.fold([examples(("slow", 0), source=1), examples(("a", 1))])
     busy = [labels(["x"], [0.0])] * (IDLE_AFTER - 2)
     assert join.fold([*busy, examples(("b", 20))]) is None
@@ -150,14 +158,14 @@ def test_an_idle_partition_holds_nobody_up() -> None:
 
 
 def test_a_clock_that_runs_ahead_closes_nobodys_window() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     assert join.fold([examples(("a", 0)), examples(("ahead", 50), sent_ms=NOW_MS + MINUTE)]) is None
     assert join.watermark_ms == NOW_MS + MINUTE
 
 
 def test_labels_that_run_ahead_of_a_backlog_are_kept() -> None:
     """After a standstill the labels of a day are read before the examples of its first hour are served."""
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     ids = [f"e-{hour}" for hour in range(1, 20)]
     join.fold([labels([i], [1.0], timestamp=NOW_MS + (h + 1) * HOUR) for h, i in enumerate(ids)])
     found = []
@@ -169,7 +177,7 @@ def test_labels_that_run_ahead_of_a_backlog_are_kept() -> None:
 
 
 def test_the_label_of_a_waiting_example_is_never_forgotten() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     join.fold([labels(["b"], [1.0], timestamp=NOW_MS), examples(("old", 0), source=1)])
     join.fold([examples(("b", 500), sent_ms=NOW_MS + 500 * MINUTE)])
     keep_alive = [
@@ -181,14 +189,14 @@ def test_the_label_of_a_waiting_example_is_never_forgotten() -> None:
 
 
 def test_labels_that_nothing_came_for_are_forgotten() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     join.fold([labels([f"x-{i}" for i in range(50)], [1.0] * 50)])
     join.fold([examples((f"e-{i}", i / 10)) for i in range(IDLE_AFTER)])
     assert (join.early, join.counts.orphans) == (0, 50)
 
 
 def test_junk_and_rows_of_another_task_file_are_passed_over() -> None:
-    join = JoinPartition(ZERO)
+    join = join_of(ZERO)
     other = examples(("x", 0), made=task(windows='["16m"]'))
     log = [Record(b"junk"), other, Record(b"junk", headers=((wire.KIND, wire.LABELS),)), Record(None)]
     assert join.fold([*log, examples(("a", 0))]) is None
@@ -239,7 +247,7 @@ def state(join: JoinPartition) -> dict[str, bytes]:
 @given(st.sampled_from([ZERO, DROP]), STEPS, st.lists(st.integers(0, 14), max_size=4))
 def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int]) -> None:
     log = log_of(steps, made)
-    whole, cut = JoinPartition(made), JoinPartition(made)
+    whole, cut = join_of(made), join_of(made)
     wanted = results([whole.fold(log)])
     places = [0, *sorted(min(c, len(log)) for c in cuts), len(log)]
     assert results([cut.fold(log[a:b]) for a, b in pairwise(places)]) == wanted
@@ -251,7 +259,7 @@ def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int
 def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved: int, crashed: int) -> None:
     log = log_of(steps, made)
     saved, crashed = min(saved, crashed, len(log)), min(max(saved, crashed), len(log))
-    undisturbed, first, second = JoinPartition(made), JoinPartition(made), JoinPartition(made)
+    undisturbed, first, second = join_of(made), join_of(made), join_of(made)
     undisturbed.fold(log[:crashed])
     wanted = results([undisturbed.fold(log[crashed:])])
     first.fold(log[:saved])
@@ -266,18 +274,20 @@ def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([ZERO, DROP]), STEPS)
 def test_every_example_is_decided_at_most_once_and_never_before_it_happened(made: Task, steps: Any) -> None:
-    join, waiting, decisions = JoinPartition(made), 0, 0
+    join, waiting, decisions = join_of(made), 0, 0
     for record in log_of(steps, made):
         found = join.fold([record])
         if found is not None:
             decisions += len(found)
+            assert len(set(found.rows.ids)) == len(found) - found.corrects.sum()
             assert (found.known_ms >= found.rows.event_ms).all()
             assert (found.known_ms[found.default] == found.rows.event_ms[found.default] + WINDOW).all()
+            assert (found.known_ms[found.corrects] >= join.watermark_ms).all()
         if dict(record.headers).get(wire.KIND) == wire.EXAMPLES:
             waiting += len(wire.decode_examples(record.value)[0])
     counts = join.counts
-    assert decisions == counts.joined + counts.defaulted
-    assert waiting == decisions + counts.dropped + counts.repeated + len(join)
+    assert decisions == counts.joined + counts.defaulted + counts.corrected
+    assert waiting == counts.joined + counts.defaulted + counts.dropped + counts.repeated + len(join)
 
 
 def test_the_fingerprint_changes_with_what_the_state_means() -> None:

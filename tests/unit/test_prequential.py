@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learners.packing import pack, unpack
-from learners.prequential import Prequential, log_loss, metric_row, metrics
+from learners.prequential import Prequential, id_hashes, log_loss, metric_row, metrics
 
 # Few distinct scores, so that ties are the rule.
 PAIRS = st.lists(
@@ -122,3 +122,34 @@ def test_a_metric_row_names_its_arm_and_counts_in_whole_numbers() -> None:
         "champion", "L1", 2, 1, 1.0, 5, 6,
     )  # fmt: skip
     assert isinstance(row.n, int)
+
+
+def test_a_correction_changes_a_label_where_it_still_is_and_adds_nothing() -> None:
+    ids = [f"e-{i}" for i in range(8)]
+    label, score = np.zeros(8, np.float32), np.linspace(0.1, 0.8, 8, dtype=np.float32)
+    rolling = Prequential(5)
+    rolling.update("a", label, score, id_hashes(ids)[:, None])
+    rolling.update("b", label[6:], score[6:], id_hashes(ids)[6:, None])
+    rolling.correct(["e-1", "e-4", "e-7", "never"], np.ones(4, np.float32))
+    assert rolling.row("a") == metrics(np.array([0.0, 1.0, 0.0, 0.0, 1.0]), score[3:])  # e-1 had left
+    assert rolling.row("b") == metrics(np.array([0.0, 1.0]), score[6:])
+
+
+def test_segments_are_measured_by_the_values_that_are_frequent() -> None:
+    random = np.random.default_rng(4)
+    label, score = (random.random(400) < 0.4).astype(np.float32), random.random(400).astype(np.float32)
+    city = np.repeat([7, -9, 7, 5], [120, 60, 180, 40])
+    about = np.column_stack((np.arange(400), city, np.zeros(400, np.int64)))
+    rolling = Prequential(400, ("city", "none"))
+    rolling.update("a", label, score, about)
+    assert rolling.values("a") == [("city", 7), ("city", -9), ("none", 0)]  # 40 of 5 are too few
+    own = city == 7
+    assert rolling.segment_row("a", "city", 7) == metrics(label[own], score[own])
+    assert rolling.values("nobody") == []
+    again = Prequential(400, ("city", "none"))
+    again.load(unpack(pack(rolling.state())))
+    assert again.segment_row("a", "city", -9) == rolling.segment_row("a", "city", -9)
+    other = Prequential(400, ("none",))  # the task file was changed: ids are kept, segments begin anew
+    other.load(unpack(pack(rolling.state())))
+    assert other.row("a") == rolling.row("a")
+    assert other.values("a") == [("none", 0)]

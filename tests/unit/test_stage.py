@@ -95,7 +95,9 @@ def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved
 def test_the_second_stage_too(steps: Any, cuts: list[int]) -> None:
     rows = stage().fold(log_of(steps)).rows
     log = [Record(encode_rows(rows.take(np.array([i]))), i) for i in range(len(rows))]
-    feedback = Feedback(np.array([HIDDEN.one("zone", 0)]), np.array([NOW_MS]), np.array([1.0]))
+    feedback = Feedback(
+        np.array([HIDDEN.one("zone", 0)]), np.array([NOW_MS]), np.ones(1), np.zeros(1, np.bool_)
+    )
     whole, cut = stage(index=1), stage(index=1)
     wanted = summary([whole.fold(log)])
     cut.fold_feedback([Record(encode_feedback(feedback))])  # the zones have no label rate: nothing changes
@@ -121,10 +123,29 @@ def test_labels_feed_the_label_rate() -> None:
     one = stage()
     one.fold([sent(event())])
     key = np.array([HIDDEN.one("driver", "Anna")] * 2)
-    feedback = Feedback(key, np.full(2, NOW_MS + MINUTE), np.array([1.0, 0.0]))
+    feedback = Feedback(key, np.full(2, NOW_MS + MINUTE), np.array([1.0, 0.0]), np.zeros(2, np.bool_))
     one.fold_feedback([Record(encode_feedback(feedback)), Record(b"junk")])
     rows = one.fold([sent(event(trip="t-2", at=NOW_MS + 4 * MINUTE), timestamp=NOW_MS + 4 * MINUTE)]).rows
     assert rows.numbers[0, TASK.numbers.index("driver_label_rate_8m")] == 0.5
+
+
+def test_a_label_that_is_taken_back_is_as_if_it_had_never_been_added() -> None:
+    """The missing value that a late label corrects: gone from its own minute, the new one known when it came."""
+    one, key = stage(), HIDDEN.one("driver", "Anna")
+    one.fold([sent(event())])
+    keys, known = np.full(3, key), NOW_MS + np.array([1, 2, 1]) * MINUTE
+    feedback = Feedback(keys, known, np.array([0.0, 1.0, 0.0]), np.array([False, False, True]))
+    one.fold_feedback([Record(encode_feedback(feedback))])
+    rows = one.fold([sent(event(trip="t-2", at=NOW_MS + 4 * MINUTE), timestamp=NOW_MS + 4 * MINUTE)]).rows
+    rate = TASK.numbers.index("driver_label_rate_8m")
+    assert rows.numbers[0, rate] == 1.0
+    gone = Feedback(np.array([key]), np.array([NOW_MS]), np.zeros(1), np.ones(1, np.bool_))
+    rows = one.fold([sent(event(trip="t-3", at=NOW_MS + 8 * MINUTE), timestamp=NOW_MS + 8 * MINUTE)]).rows
+    one.fold_feedback(
+        [Record(encode_feedback(gone))]
+    )  # its minute has moved on: nothing is left to take back
+    later = one.fold([sent(event(trip="t-4", at=NOW_MS + 8 * MINUTE), timestamp=NOW_MS + 8 * MINUTE)]).rows
+    assert later.numbers[0, rate] == rows.numbers[0, rate] == 1.0
 
 
 def at(trip: str, minutes: float, offset: int = 0, **more: Any) -> Record:

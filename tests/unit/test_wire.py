@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learners.late import real_share
 from streams import wire
 from streams.rows import LABELLED_ARRAYS, ROW_ARRAYS, Feedback, Labelled, Labels, Rows, cuts
 from streams.task import Task, load_task
@@ -50,6 +51,11 @@ def labelled_of(made: Task, n: int, seed: int = 0) -> Labelled:
     return Labelled(rows, score, versions, np.round(score), known, score > 0.5, score + 0.5, score > 0.7)
 
 
+def labels_of(ids: list[str], known: np.ndarray) -> Labels:
+    place = np.arange(len(ids)) + 5
+    return Labels(ids, np.arange(len(ids), dtype=np.float32), known, place.astype(np.int32), place)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([TASK, BARE]), st.integers(0, 9), st.integers(0, 2**32))
 def test_rows_come_back_bit_for_bit(made: Task, n: int, seed: int) -> None:
@@ -70,11 +76,16 @@ def test_rows_come_back_bit_for_bit(made: Task, n: int, seed: int) -> None:
 @given(st.lists(st.tuples(st.text(max_size=5), INTS)))
 def test_labels_and_feedback_come_back(pairs: list[tuple[str, int]]) -> None:
     known = np.array([k for _, k in pairs], np.int64)
-    labels = Labels([i for i, _ in pairs], np.arange(len(pairs), dtype=np.float32), known)
+    labels = labels_of([i for i, _ in pairs], known)
     found = wire.decode_labels(wire.encode_labels(labels))
     assert (found.ids, found.known_ms.tolist()) == (labels.ids, known.tolist())
-    feedback = wire.decode_feedback(wire.encode_feedback(Feedback(known, known, known / 2)))
+    assert (found.partition.tolist(), found.offset.tolist()) == (
+        labels.partition.tolist(),
+        labels.offset.tolist(),
+    )
+    feedback = wire.decode_feedback(wire.encode_feedback(Feedback(known, known, known / 2, known > 0)))
     assert (feedback.keys.tolist(), feedback.label.tolist()) == (known.tolist(), (known / 2).tolist())
+    assert feedback.back.tolist() == (known > 0).tolist()
 
 
 def test_a_later_stage_may_write_into_the_numbers_it_decoded() -> None:
@@ -85,7 +96,7 @@ def test_a_later_stage_may_write_into_the_numbers_it_decoded() -> None:
 
 def test_what_is_no_record_of_ours_is_refused() -> None:
     whole = wire.encode_rows(rows_of(TASK, 4, 1))
-    labels = wire.encode_labels(Labels(["a"], np.ones(1, np.float32), np.zeros(1, np.int64)))
+    labels = wire.encode_labels(labels_of(["a"], np.zeros(1, np.int64)))
     for data in (None, b"", b"{}", b"\xff" * 100, whole[: len(whole) // 2], whole[:9], labels):
         with pytest.raises(Damaged):
             wire.decode_rows(data)
@@ -128,10 +139,13 @@ def test_cuts_keep_every_row_in_order_and_below_the_limit() -> None:
     assert same(Rows.concat([rows.take(cut) for cut in cuts(rows, 20_000)]), rows)
     assert cuts(Rows.empty(TASK)) == []
     assert len(cuts(rows)) == 1
-    feedback = Feedback(np.arange(9), np.arange(9), np.ones(9))
+    feedback = Feedback(np.arange(9), np.arange(9), np.ones(9), np.zeros(9, np.bool_))
     assert [len(feedback.take(cut)) for cut in cuts(feedback, 100)] == [3, 3, 3]
-    labels = Labels(["id"] * 9, np.ones(9, np.float32), np.arange(9))
-    assert [labels.take(cut).known_ms.tolist() for cut in cuts(labels, 90)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+    labels = labels_of(["id"] * 9, np.arange(9))
+    assert [labels.take(cut).known_ms.tolist() for cut in cuts(labels, 140)] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8],
+    ]
 
 
 def test_take_and_concat() -> None:
@@ -145,8 +159,9 @@ def test_take_and_concat() -> None:
     assert again.version == whole.version
     batch = whole.batch()
     assert batch.event_ids == whole.rows.ids
-    for name in ("label", "weight", "corrects"):
+    for name in ("label", "corrects"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
+    np.testing.assert_array_equal(batch.weight, real_share(whole.label, whole.served, whole.late_share))
 
 
 @given(st.lists(INTS, min_size=1, max_size=20), st.integers(1, 16))

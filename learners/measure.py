@@ -1,0 +1,48 @@
+"""What an arena measures: every arm's scores of a step into its window, and rows of metrics out of them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.batch import Batch, Schema
+from learners.challenger import Now
+from learners.prequential import MetricRow, Prequential, id_hashes, metric_row
+
+Arm = tuple[str, str, str]  # its part, its lineage, and the name of its window
+
+
+class Measure:
+    """The windows of all arms, by lineage and as "served", "champion" and "frozen", and the segments of a task."""
+
+    def __init__(self, schema: Schema, window: int, segments: Sequence[str]) -> None:
+        self._columns = [schema.categories.index(name) for name in segments]
+        self.windows = Prequential(window, segments)
+
+    def corrected(self, batch: Batch) -> Batch:
+        """The rows that are here for the first time; the others have changed the label of theirs."""
+        again = batch.corrects
+        if not again.any():
+            return batch
+        corrections = batch.take(again)
+        self.windows.correct(corrections.event_ids, corrections.label)
+        return batch.take(~again)
+
+    def add(self, batch: Batch, scores: Mapping[str, NDArray[np.float32]], champion: str) -> None:
+        """The scores [n] that every arm gave a step before it learned from it, and those that were served."""
+        about = np.column_stack((id_hashes(batch.event_ids), batch.categories[:, self._columns]))
+        for arm, score in (*scores.items(), ("champion", scores[champion])):
+            self.windows.update(arm, batch.label, score, about)
+        known = np.isfinite(batch.served)
+        self.windows.update("served", batch.label[known], batch.served[known], about[known])
+
+    def rows(self, arms: Sequence[Arm], now: Now) -> list[MetricRow]:
+        """A row for each arm, then for each arm and segment: the champion's frequent values, so that all compare."""
+        times, windows = (now.event_ms, now.created_ms), self.windows
+        values = {key: windows.row(key) for key in {key for _, _, key in arms}}
+        whole = [metric_row(arm, lineage, values[key], *times) for arm, lineage, key in arms]
+        return whole + [
+            metric_row(arm, lineage, windows.segment_row(key, *segment), *times, segment)
+            for arm, lineage, key in arms
+            for segment in windows.values("champion")
+        ]

@@ -20,6 +20,7 @@ from learners.loss_drift import LossDetector
 from learners.measure import Measure
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, log_loss
+from learners.rejected import RejectedSteps
 from learners.rollback import USUAL, Guard, GuardConfig
 from learners.shift import ShiftDetector
 from learners.trainer import Trainer
@@ -74,12 +75,11 @@ class Arena:
         self._guarding = guard
         self.guard: Guard | None = None
         self._loss, self._shift = LossDetector(drift), ShiftDetector(schema, drift)
-        self._measured = Measure(schema, window, segments)
-        self._buffer = Buffer(BUFFER)
-        self.examples = 0  # labelled examples observed
+        self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
+        self._rejected = RejectedSteps(drift.cooldown)
+        self.examples = self._decided = 0  # labelled examples observed, decisions made
         self._configs = {FIRST: champion}  # of every lineage that was ever born ...
         self._seeds = {FIRST: seed}  # ... and what its first weights were drawn from
-        self._decided = 0
         self._quiet_until = 0  # no challengers are started before this many examples
         self._trial_of_loss = False  # whether the newest challengers were started because the loss rose
 
@@ -122,14 +122,13 @@ class Arena:
         3. metrics
         4. detectors
         5. the guard of the newest swap; tests, verdicts and what follows from them
-        6. every arm but the frozen one learns from the batch, rows that correct an earlier one too
+        6. every arm but the frozen one learns from the batch, rows that correct an earlier one too; rejected steps
         7. an alert starts challengers; they are tested from the next batch on, which they have not learned
         """
         events: list[Event] = self._freeze(now)  # 1
         lesson, batch = batch, self._measured.corrected(batch)
         if not len(batch):
-            self._learn(lesson)
-            return events
+            return [*events, *self._learn(lesson)]
         scores = self._score(batch)  # 2
         events += self._measure(batch, scores, now)  # 3
         losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
@@ -139,7 +138,7 @@ class Arena:
         events += alerts
         events += self._watch(batch, scores, losses, now)  # 5
         events += self._judge(losses, now)
-        self._learn(lesson)  # 6
+        events += self._learn(lesson)  # 6
         events += self._start(alerts, now)  # 7
         return events
 
@@ -271,15 +270,15 @@ class Arena:
 
     def _forget(self) -> None:
         """Drop the metrics of arms that are gone."""
-        self._measured.windows.keep(
-            {"served", "champion", "frozen", *(arm.lineage for arm in self._learners())}
-        )
+        lineages = {arm.lineage for arm in self._learners()}
+        self._measured.windows.keep(lineages | {"served", "champion", "frozen"})
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, batch: Batch) -> list[Alert]:
         """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
-        for arm in self._learners():
+        for arm in (arms := self._learners()):
             arm.train(batch)
         self._buffer.add(batch)
+        return self._rejected.update(batch, arms, self.champion.version, self.examples)
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
         """Start the challengers of the first alert, unless some are on trial or it is too soon.
@@ -348,7 +347,7 @@ class Arena:
         if self.frozen is not None:
             arms["frozen"] = self.frozen
         files = {
-            f"arms/{key}/{name}": data for key, arm in arms.items() for name, data in arm.state().items()
+            name: data for key in arms for name, data in prefixed(f"arms/{key}", arms[key].state()).items()
         }
         files["detectors.npz"] = pack(
             prefixed("loss", self._loss.state()) | prefixed("shift", self._shift.state())
@@ -363,6 +362,7 @@ class Arena:
             "challengers": [challenger.record() for challenger in self.challengers],
             "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
             "seeds": dict(self._seeds),
+            "rejected": self._rejected.state(),
             "counts": [self.examples, self._decided, self._quiet_until, int(self._trial_of_loss)],
         }
 
@@ -374,9 +374,8 @@ class Arena:
 
         @cache  # an arm may be in two places
         def arm(key: str) -> Trainer:
-            start = f"arms/{key}/"
             trainer = Trainer(self._schema, self._settings[0], self._seed, key, self._device)
-            trainer.load({name.removeprefix(start): files[name] for name in files if name.startswith(start)})
+            trainer.load(part(f"arms/{key}", files))
             return trainer
 
         champion = arm(record["champion"])
@@ -396,5 +395,6 @@ class Arena:
         self._buffer.load(unpack(files["buffer.npz"]))
         self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
         self._seeds = dict(record["seeds"])
+        self._rejected.load(record["rejected"])
         self.examples, self._decided, self._quiet_until, of_loss = record["counts"]
         self._trial_of_loss = bool(of_loss)

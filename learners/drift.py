@@ -61,9 +61,9 @@ class Alert:
     """One drift, noticed once. `strength` above `threshold` raised it; both are in the detector's unit."""
 
     alert_id: str  # "ranks-<labelled examples seen>": the same stream gives the same id after a restart
-    detector: str  # one of `DETECTORS`, or "psi"
-    level: Literal["loss", "input", "score"]
-    subject: str  # the column, "score" or "log_loss"
+    detector: str  # one of `DETECTORS`, "psi", or "rejected_steps"
+    level: Literal["loss", "input", "score", "step"]
+    subject: str  # the column, "score", "log_loss", or the lineage whose steps were rejected
     strength: float
     threshold: float
     since_event_id: str  # the first event of the newer regime, as far as the detector can tell

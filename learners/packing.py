@@ -4,12 +4,13 @@ saved as.
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+Value = TypeVar("Value")
 
 
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -27,12 +28,12 @@ def unpack(data: bytes) -> Arrays:
         return {name: archive[name] for name in archive.files}
 
 
-def prefixed(name: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-    """The same arrays under "name/key", so that several parts share one file."""
+def prefixed(name: str, arrays: Mapping[str, Value]) -> dict[str, Value]:
+    """The same arrays, or files, under "name/key", so that several parts share one file."""
     return {f"{name}/{key}": array for key, array in arrays.items()}
 
 
-def part(name: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+def part(name: str, arrays: Mapping[str, Value]) -> dict[str, Value]:
     """The inverse of `prefixed`: what was stored under `name`."""
     start = f"{name}/"
     return {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}

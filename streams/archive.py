@@ -23,7 +23,7 @@ from infra.clock import now_ms
 from streams.live import META
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import Committer, Outputs
+from streams.transaction import Outputs, committed_offsets
 from streams.wire import EXAMPLES, KIND, decode_examples, decode_labelled
 
 log = logging.getLogger(__name__)
@@ -203,37 +203,56 @@ class ArchiveWriter:
             done.set_result(None)
 
 
+class ArchiveCommitter:
+    """Rows into the archive, then the input offsets through Faust's consumer; `Outputs.records` must be empty."""
+
+    def __init__(self, kafka: str, group: str, consumer: Any, writer: ArchiveWriter) -> None:
+        self._kafka, self._group, self._consumer, self._writer = kafka, group, consumer, writer
+
+    async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
+        """See Committer."""
+        return await committed_offsets(self._kafka, self._group, sources)
+
+    async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+        """See Committer."""
+        if outputs.records:
+            raise ValueError("the archive has no producer to write outputs with")
+        for table, columns, rows in outputs.rows:
+            await self._writer.stored(table, columns, rows)
+        await self._consumer._commit(dict(offsets))
+
+    async def close(self) -> None:
+        """See Committer."""
+
+
 class ArchiveStep:
     """One partition of one archived topic."""
 
-    def __init__(
-        self, task: Task, writer: ArchiveWriter, topic: str, partition: int, committer: Committer
-    ) -> None:
+    def __init__(self, task: Task, topic: str, partition: int) -> None:
         self._table, self._columns, self._rows_of = sources(task)[topic]
-        self._writer, self._committer, self._source = writer, committer, TP(topic, partition)
+        self._source = TP(topic, partition)
 
-    async def open(self) -> Mapping[TP, int]:
+    async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
-        return await self._committer.open([self._source])
 
-    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """See Step."""
-        batch = records[self._source]
         rows: list[Row] = []
-        for record in batch:
+        for record in records[self._source]:
             try:
                 rows += self._rows_of(record)
             except (KeyError, ValueError, TypeError) as error:
                 # Someone else wrote into one of our topics: history must not stop for it.
                 log.error("%s offset %d is not archived: %r", self._source, record.offset, error)
         if rows:
-            await self._writer.stored(self._table, self._columns, rows)
-        await self._committer.commit(Outputs(), {self._source: batch[-1].offset + 1})
+            outputs.rows.append((self._table, self._columns, rows))
 
-    async def quiet(self) -> float | None:
+    def committed(self) -> None:
+        """See Step."""
+
+    async def quiet(self, outputs: Outputs) -> float | None:
         """See Step."""
         return None
 
-    async def close(self, *, final: bool) -> None:
+    def close(self, *, final: bool) -> None:
         """See Step."""
-        await self._committer.close()

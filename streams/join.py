@@ -35,7 +35,7 @@ from streams.recovery import replay
 from streams.snapshots import Snapshots
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import Committer, Outputs
+from streams.transaction import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -67,32 +67,28 @@ class LabelStep:
     It has no state: how far it has come, its next batch says, or Kafka when nothing comes.
     """
 
-    def __init__(self, context: JoinContext, partition: int, committer: Committer) -> None:
-        self._context, self._committer = context, committer
+    def __init__(self, context: JoinContext, partition: int) -> None:
+        self._context = context
         self._source = TP(context.topics.labels, partition)
         self._decoder = LabelDecoder(context.task, context.pseudonymiser)
         self._next = 0
         self._pause_s = FIRST_QUIET_S
         self._longest_s = min(LONGEST_QUIET_S, max(1.0, context.task.label.window_ms / 10_000))
 
-    async def open(self) -> Mapping[TP, int]:
+    async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
-        committed = await self._committer.open([self._source])
         self._next = committed[self._source]
-        return committed
 
-    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """See Step."""
         context, batch = self._context, records[self._source]
         labels, broken = self._decoder.decode(batch)
-        outputs = Outputs()
         add_dead_letters(
             outputs, context.topics.dead_letters, context.settings.partitions, context.task.name, broken
         )
         # A producer's clock may run ahead; ours says what Kafka can have got.
         self._pass_on(outputs, labels, min(max(record.timestamp for record in batch), now_ms()))
         self._next, self._pause_s = batch[-1].offset + 1, FIRST_QUIET_S
-        await self._committer.commit(outputs, {self._source: self._next})
         context.metrics.count("labels_total", len(labels.ids))
         context.metrics.count("dead_letters_total", len(broken))
 
@@ -110,19 +106,19 @@ class LabelStep:
             value = wire.encode_labels(part.take(last))
             outputs.add(context.topics.examples, target, value, headers=[*kind, *mark])
 
-    async def quiet(self) -> float | None:
+    def committed(self) -> None:
+        """See Step."""
+
+    async def quiet(self, outputs: Outputs) -> float | None:
         """See Step: where Kafka has no more labels, nobody should wait for this partition."""
         asked = now_ms()
         if await self._context.end_of_log.reached(self._source, self._next):
-            outputs = Outputs()
             self._pass_on(outputs, wire.Labels.none(), asked - ON_ITS_WAY_MS)
-            await self._committer.commit(outputs, {self._source: self._next})
         self._pause_s = min(2 * self._pause_s, self._longest_s)
         return self._pause_s
 
-    async def close(self, *, final: bool) -> None:
+    def close(self, *, final: bool) -> None:
         """See Step."""
-        await self._committer.close()
 
 
 _DETAILS = {
@@ -146,8 +142,8 @@ class _Letter:
 class JoinStep:
     """One partition of the examples topic: examples and labels in, labelled rows and feedback out."""
 
-    def __init__(self, context: JoinContext, partition: int, committer: Committer) -> None:
-        self._context, self._partition, self._committer = context, partition, committer
+    def __init__(self, context: JoinContext, partition: int) -> None:
+        self._context, self._partition = context, partition
         self._source = TP(context.topics.examples, partition)
         self._state = JoinPartition(context.task)
         self._offset = 0
@@ -157,9 +153,8 @@ class JoinStep:
         self._snapshot_ms = now_ms()
         self._saving: asyncio.Future[None] | None = None
 
-    async def open(self) -> Mapping[TP, int]:
+    async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
-        committed = await self._committer.open([self._source])
         start = 0
         found = self._snapshots.newest([committed[self._source]])
         if found:
@@ -172,13 +167,11 @@ class JoinStep:
         log.info(
             "%s ready at offset %d, %d examples wait for labels", self._source, self._offset, len(self._state)
         )
-        return committed
 
-    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """See Step."""
         batch = records[self._source]
         labelled = self._state.fold(batch)
-        outputs = Outputs()
         if labelled is not None:
             for cut in wire.cuts(labelled):
                 value = wire.encode_labelled(labelled.take(cut))
@@ -187,11 +180,13 @@ class JoinStep:
             self._context.metrics.count("examples_total", len(labelled))
         self._set_aside(outputs, self._state.refused)
         self._offset = batch[-1].offset + 1
-        await self._committer.commit(outputs, {self._source: self._offset})
+
+    def committed(self) -> None:
+        """See Step."""
         self._count()
         self._maybe_snapshot()
 
-    async def quiet(self) -> float | None:
+    async def quiet(self, outputs: Outputs) -> float | None:
         """See Step."""
         return None
 
@@ -268,8 +263,7 @@ class JoinStep:
             )
             self._context.metrics.count("snapshots_failed_total")
 
-    async def close(self, *, final: bool) -> None:
+    def close(self, *, final: bool) -> None:
         """See Step."""
         if final and self._offset:
             self._save(self._offset, self._state.snapshot())
-        await self._committer.close()

@@ -1,10 +1,16 @@
 """One task for each partition a worker owns, so that partitions commit side by side.
 
-A Faust agent hands every `Fetch` to `Partitions`, which routes it to the owner of that partition number. All topics of
-one group (a log and, say, the feedback for the same entities) have one owner, because they change the same state.
+A Faust agent hands every `Fetch` to `Partitions`, which routes it to the owner of that partition number. A group is the
+topics whose records change one state (a log and, say, the feedback for the same entities); it has one step. An owner
+has one step or, where groups travel together, one for each group: then everything that waits for a partition goes
+into one transaction, and the broker has a half or a third as many of them to do.
+
+Batches take turns (`_Turn`): between two of them the event loop goes round a few times, so that a fetch is not held up
+at every hop of its way through Faust by yet another batch that is being folded.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +19,7 @@ from typing import Any, Protocol
 from faust.types import TP
 
 from infra.errors import UserError
+from streams.transaction import Committer, Outputs
 from streams.transport import Fetch
 
 log = logging.getLogger(__name__)
@@ -23,28 +30,43 @@ EXIT_USER = 1
 """A person must do something; starting again at once would not help."""
 
 _QUEUED_RECORDS = 4000
-"""Records that wait for an owner (one fetch more, at most) before nothing more is read for it."""
+"""Records of a group that wait for an owner (one fetch more, at most) before nothing more is read for it."""
 
 _MOST_RECORDS = 4000
 """Records after which a batch is closed: a transaction of many more only makes the ones behind it wait."""
 
 
+_ROUNDS = 4
+"""Rounds of the event loop from a fetch's arrival to its owner."""
+
+_GATE_S = 0.02
+"""Longest time in which nothing is read because work is at hand."""
+
+_HOLD_S = 10.0
+"""How long a worker that is to stop waits for Kafka to take the batch at hand."""
+
+
 class Step(Protocol):
-    """What happens to one partition. Four methods: taking over, working, hearing of nothing, letting go."""
+    """What happens to one partition of one group: taking over, working, hearing of its commit or of nothing, and
+    letting go. It has no producer: what it wants written it puts into `outputs`.
+    """
 
-    async def open(self) -> Mapping[TP, int]:
-        """Take the partition over; the first offset to process of every source."""
+    async def open(self, committed: Mapping[TP, int]) -> None:
+        """Take the partition over, at these offsets: the first to process of every source."""
 
-    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
-        """Process records in offset order and commit; raising ends the worker."""
+    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
+        """Process records in offset order; raising ends the worker."""
 
-    async def quiet(self) -> float | None:
+    def committed(self) -> None:
+        """What was last processed is committed, with everything it led to."""
+
+    async def quiet(self, outputs: Outputs) -> float | None:
         """Nothing came for a while, or since the partition was taken over; seconds until it wants to hear of it again.
 
         None: not before something came.
         """
 
-    async def close(self, *, final: bool) -> None:
+    def close(self, *, final: bool) -> None:
         """Let go; `final` when the worker stops by request and may save what speeds up the next start."""
 
 
@@ -52,21 +74,59 @@ class LostFetch(Exception):
     """A fetch went missing between the consumer and its owner; starting again from the commit brings it back."""
 
 
-class _Owner:
-    def __init__(self, step: Step, pause_s: float, quiet_s: float) -> None:
-        self._step, self._pause_s, self._quiet_s = step, pause_s, quiet_s
-        self._queue: asyncio.Queue[Fetch] = asyncio.Queue()
+class _Turn:
+    """Lets one batch be worked on at a time, and whatever else the event loop has to do go before the next one."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+        self._lock.release()
+
+
+class _Place:
+    """One group of an owner: its step, what waits for it, and when it was last heard of."""
+
+    def __init__(self, step: Step, sources: Sequence[TP]) -> None:
+        self.step, self.sources = step, sources
         self.waiting = 0  # records in the queue
+        self.quiet_at: float | None = None  # when its step is to be told, by the loop's clock
+
+
+class _Owner:
+    def __init__(
+        self,
+        places: Mapping[str, _Place],
+        committer: Committer,
+        turn: _Turn,
+        taken: Callable[[], None],
+        pause_s: float,
+        quiet_s: float,
+    ) -> None:
+        self.places, self._committer, self._turn = places, committer, turn
+        self._taken = taken
+        self._pause_s, self._quiet_s = pause_s, quiet_s
+        self._place_of = {tp: place for place in places.values() for tp in place.sources}
+        self._queue: asyncio.Queue[Fetch] = asyncio.Queue()
         self._last: dict[TP, Fetch] = {}
         self._next: dict[TP, int] = {}
         self._free = asyncio.Event()
         self._free.set()
         self._working = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
         self.task = asyncio.create_task(self._guarded())
 
     def put(self, fetch: Fetch) -> None:
         self._queue.put_nowait(fetch)
-        self.waiting += len(fetch.records)
+        self._place(fetch).waiting += len(fetch.records)
+
+    def _place(self, fetch: Fetch) -> _Place:
+        return self._place_of[TP(fetch.topic, fetch.partition)]
 
     async def _guarded(self) -> None:
         try:
@@ -83,36 +143,55 @@ class _Owner:
             end(EXIT_AGAIN)
 
     async def _run(self) -> None:
-        self._next = dict(await self._step.open())
-        clock = asyncio.get_running_loop().time
+        self._next = await self._committer.open(list(self._place_of))
+        for place in self.places.values():
+            await place.step.open({tp: self._next[tp] for tp in place.sources})
+            place.quiet_at = self._clock() + self._quiet_s
         while True:
-            fetches = [await self._something()]
-            started = clock()
-            size = len(fetches[0].records)
-            while size < _MOST_RECORDS and not self._queue.empty():
-                fetches.append(self._queue.get_nowait())
-                size += len(fetches[-1].records)
-            self.waiting -= size
-            records = self._fresh(fetches)
-            if records:
-                await self._free.wait()
-                async with self._working:
-                    await self._step.process(records)
-                await asyncio.sleep(max(0.0, started + self._pause_s - clock()))
+            fetches = await self._something()
+            started = self._clock()
+            await self._free.wait()
+            async with self._working:
+                await self._pass(self._fresh(fetches))
+            await asyncio.sleep(max(0.0, started + self._pause_s - self._clock()))
 
-    async def _something(self) -> Fetch:
-        """The next fetch, however long it takes; after `quiet_s` without one the step hears of it."""
-        if not self._queue.empty():
-            return self._queue.get_nowait()
-        patience: float | None = self._quiet_s
-        while patience is not None:
+    async def _something(self) -> list[Fetch]:
+        """What waits, up to a full batch; nothing when a step is to be told that it is quiet."""
+        fetches = []
+        if self._queue.empty():
+            until = min((p.quiet_at for p in self.places.values() if p.quiet_at is not None), default=None)
             try:
-                return await asyncio.wait_for(self._queue.get(), patience)
+                async with asyncio.timeout_at(until):
+                    fetches.append(await self._queue.get())
             except TimeoutError:
-                await self._free.wait()
-                async with self._working:
-                    patience = await self._step.quiet()
-        return await self._queue.get()
+                return []
+        size = sum(len(fetch.records) for fetch in fetches)
+        while size < _MOST_RECORDS and not self._queue.empty():
+            fetches.append(self._queue.get_nowait())
+            size += len(fetches[-1].records)
+        for fetch in fetches:
+            self._place(fetch).waiting -= len(fetch.records)
+        self._taken()
+        return fetches
+
+    async def _pass(self, records: Mapping[TP, Sequence[Any]]) -> None:
+        """Let every step process what came for it, and commit all of it together."""
+        outputs, busy = Outputs(), []
+        for place in self.places.values():
+            if any(tp in records for tp in place.sources):
+                busy.append(place)
+                place.quiet_at = self._clock() + self._quiet_s
+            elif place.quiet_at is not None and place.quiet_at <= self._clock():
+                again_s = await place.step.quiet(outputs)
+                place.quiet_at = None if again_s is None else self._clock() + again_s
+        if busy:
+            async with self._turn:
+                for place in busy:
+                    place.step.process({tp: records[tp] for tp in place.sources if tp in records}, outputs)
+        if busy or outputs.records:
+            await self._committer.commit(outputs, {tp: self._next[tp] for tp in records or self._next})
+        for place in busy:
+            place.step.committed()
 
     def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
         """Records at or above the next offset of their partition, in order; a dropped fetch is an error."""
@@ -141,9 +220,13 @@ class _Owner:
         self._free.set()
 
     async def close(self, *, final: bool) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.hold(), _HOLD_S)
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
-        await self._step.close(final=final)
+        for place in self.places.values():
+            place.step.close(final=final)
+        await self._committer.close()
 
 
 class Partitions:
@@ -151,35 +234,62 @@ class Partitions:
 
     Args:
         make: makes the step for (group, partition).
+        committer: makes what an owner commits with, for (owner, partition).
         group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
-        pause_ms: least time between two commits of one partition, in milliseconds; 0 commits as fast as Kafka does.
+        owner_of: group → the name of its owner; groups of one owner must have the same number of partitions.
+        pause_ms: least time between two commits of one owner, in milliseconds; 0 commits as fast as Kafka does.
         quiet_ms: how long a partition's records may fail to come until its step is told, the first time.
     """
 
     def __init__(
         self,
         make: Callable[[str, int], Step],
+        committer: Callable[[str, int], Committer],
         group_of: Mapping[str, str],
         *,
+        owner_of: Callable[[str], str] = str,
         pause_ms: int = 0,
         quiet_ms: int = 1000,
     ) -> None:
-        self._make, self._group_of = make, group_of
+        self._make, self._committer, self._group_of, self._owner_of = make, committer, group_of, owner_of
         self._pause_s, self._quiet_s = pause_ms / 1000, quiet_ms / 1000
         self._order = {group: place for place, group in enumerate(dict.fromkeys(group_of.values()))}
         self._owners: dict[tuple[str, int], _Owner] = {}
+        self._turn, self._idle = _Turn(), asyncio.Event()
 
     def put(self, fetch: Fetch) -> None:
         """Hand a fetch to its owner."""
-        self._owner(self._group_of[fetch.topic], fetch.partition).put(fetch)
+        self._owner(self._owner_of(self._group_of[fetch.topic]), fetch.partition).put(fetch)
 
-    def busy(self) -> set[TP]:
-        """Partitions to read no more of for now: of owners that are behind, and of those that feed them.
+    async def gate(self) -> set[TP]:
+        """Wait until what was read is being worked on, or for a while; the partitions to read no more of for now.
+
+        While there is work at hand, reading more would only cut it into smaller batches.
+        """
+        self._idle.clear()
+        if any(place.waiting for owner in self._owners.values() for place in owner.places.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATE_S):
+                    await self._idle.wait()
+        return self._busy()
+
+    def _taken(self) -> None:
+        """An owner took what waited for it; the last one opens the gate."""
+        if not any(place.waiting for owner in self._owners.values() for place in owner.places.values()):
+            self._idle.set()
+
+    def _busy(self) -> set[TP]:
+        """Partitions of groups that are behind, and of those that feed them.
 
         Groups come in the order of the path. While a later one is behind, the earlier ones would only make more work
         for it, and every event would wait for all that were read before it.
         """
-        behind = {at for at, owner in self._owners.items() if owner.waiting >= _QUEUED_RECORDS}
+        behind = {
+            (group, partition)
+            for (_, partition), owner in self._owners.items()
+            for group, place in owner.places.items()
+            if place.waiting >= _QUEUED_RECORDS
+        }
         if not behind:
             return set()
         last = max(self._order[group] for group, _ in behind)
@@ -190,11 +300,24 @@ class Partitions:
             if self._order[group] < last or (group, partition) in behind
         }
 
-    def _owner(self, group: str, partition: int) -> _Owner:
-        owner = self._owners.get((group, partition))
+    def _owner(self, name: str, partition: int) -> _Owner:
+        owner = self._owners.get((name, partition))
         if owner is None:
-            owner = self._owners[group, partition] = _Owner(
-                self._make(group, partition), self._pause_s, self._quiet_s
+            groups = [group for group in self._order if self._owner_of(group) == name]
+            places = {
+                group: _Place(
+                    self._make(group, partition),
+                    [TP(topic, partition) for topic, of in self._group_of.items() if of == group],
+                )
+                for group in groups
+            }
+            owner = self._owners[name, partition] = _Owner(
+                places,
+                self._committer(name, partition),
+                self._turn,
+                self._taken,
+                self._pause_s,
+                self._quiet_s,
             )
         return owner
 
@@ -204,7 +327,11 @@ class Partitions:
 
     async def assigned(self, tps: Iterable[TP]) -> None:
         """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new."""
-        wanted = {(self._group_of[tp.topic], tp.partition) for tp in tps if tp.topic in self._group_of}
+        wanted = {
+            (self._owner_of(self._group_of[tp.topic]), tp.partition)
+            for tp in tps
+            if tp.topic in self._group_of
+        }
         for at in [at for at in self._owners if at not in wanted]:
             await self._owners.pop(at).close(final=False)
         for at in sorted(wanted):

@@ -22,7 +22,7 @@ from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import AtLeastOnce, Committer, ExactlyOnce, OffsetsOnly
+from streams.transaction import AtLeastOnce, Committer, ExactlyOnce
 from streams.transport import Fetch, make_app
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,17 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     }
 
     def make(stage: str, partition: int) -> Step:
-        return ServeStep(
-            context, stages.index(stage), partition, _committer(task, settings, app, group, stage, partition)
-        )
+        return ServeStep(context, stages.index(stage), partition)
 
     serving = task.serving
-    partitions = Partitions(make, group_of, pause_ms=serving.commit_every_ms, quiet_ms=serving.idle_ms)
+    partitions = Partitions(
+        make,
+        _committers(task, settings, app, group),
+        group_of,
+        owner_of=lambda _: "",  # all stages have as many partitions, and travel together
+        pause_ms=serving.commit_every_ms,
+        quiet_ms=serving.idle_ms,
+    )
     _run(
         app, partitions, group_of, [live.follow, live.report, online.run, _reporter(metrics)], [online.flush]
     )
@@ -90,13 +95,16 @@ def join_app(task: Task, settings: Settings) -> faust.App:
     )
 
     def make(topic: str, partition: int) -> Step:
-        committer = _committer(task, settings, app, group, topic, partition)
         step = LabelStep if topic == topics.labels else JoinStep
-        return step(context, partition, committer)
+        return step(context, partition)
 
     group_of = {topic: topic for topic in (topics.labels, topics.examples)}
     partitions = Partitions(
-        make, group_of, pause_ms=task.serving.commit_every_ms, quiet_ms=round(1000 * FIRST_QUIET_S)
+        make,
+        _committers(task, settings, app, group),
+        group_of,
+        pause_ms=task.serving.commit_every_ms,
+        quiet_ms=round(1000 * FIRST_QUIET_S),
     )
     _run(app, partitions, group_of, [_reporter(metrics)], [end_of_log.close])
     return app
@@ -104,7 +112,7 @@ def join_app(task: Task, settings: Settings) -> faust.App:
 
 def archive_app(task: Task, settings: Settings) -> faust.App:
     """Everything that left the stream is kept in ClickHouse. One worker for the embedded engine."""
-    from streams.archive import ArchiveStep, ArchiveWriter, sources
+    from streams.archive import ArchiveCommitter, ArchiveStep, ArchiveWriter, sources
 
     settings = prepare(task, settings)
     group = f"driftline-{task.name}-archive"
@@ -114,10 +122,13 @@ def archive_app(task: Task, settings: Settings) -> faust.App:
     writer = ArchiveWriter(archive, ThreadPoolExecutor(1))
 
     def make(topic: str, partition: int) -> Step:
-        return ArchiveStep(task, writer, topic, partition, OffsetsOnly(settings.kafka, group, app.consumer))
+        return ArchiveStep(task, topic, partition)
+
+    def committer(_: str, __: int) -> Committer:
+        return ArchiveCommitter(settings.kafka, group, app.consumer, writer)
 
     group_of = {topic: topic for topic in sources(task)}
-    _run(app, Partitions(make, group_of), group_of, at_end=[writer.close])
+    _run(app, Partitions(make, committer, group_of), group_of, at_end=[writer.close])
     return app
 
 
@@ -128,12 +139,17 @@ APPS: Mapping[str, Callable[[Task, Settings], faust.App]] = {
 }
 
 
-def _committer(
-    task: Task, settings: Settings, app: faust.App, group: str, topic: str, partition: int
-) -> Committer:
-    if task.serving.guarantee == "at_least_once":
-        return AtLeastOnce(settings.kafka, group, app.consumer)
-    return ExactlyOnce(settings.kafka, group, f"{group}-{topic}-{partition}")
+def _committers(
+    task: Task, settings: Settings, app: faust.App, group: str
+) -> Callable[[str, int], Committer]:
+    """What an owner commits with, as the task's guarantee wants it. One number of an owner has one producer, ever."""
+
+    def make(owner: str, partition: int) -> Committer:
+        if task.serving.guarantee == "at_least_once":
+            return AtLeastOnce(settings.kafka, group, app.consumer)
+        return ExactlyOnce(settings.kafka, group, "-".join(filter(None, [group, owner, str(partition)])))
+
+    return make
 
 
 def _run(
@@ -145,7 +161,7 @@ def _run(
 ) -> None:
     """One agent a topic, background tasks, and the partitions' coming and going."""
     transport: Any = app.transport
-    transport.busy = partitions.busy
+    transport.gate = partitions.gate
     for topic in topics:
         source = app.topic(topic, key_serializer="raw", value_serializer="raw")
         app.agent(source, name=f"{app.conf.id}.{topic}")(_agent(partitions))

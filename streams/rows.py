@@ -224,6 +224,8 @@ def cuts(batch: _Batch, most_bytes: int = MOST_BYTES) -> list[NDArray[np.int64]]
     Usage: `for cut in cuts(rows): send(encode_rows(rows.take(cut)))`. No rows give no cut.
     """
     pieces = max(1, -(-batch.nbytes // most_bytes))
+    if pieces == 1:
+        return [np.arange(len(batch))] if len(batch) else []
     return [part for part in np.array_split(np.arange(len(batch)), pieces) if len(part)]
 
 

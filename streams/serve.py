@@ -42,7 +42,7 @@ from streams.snapshots import Snapshots
 from streams.stage import Folded, StagePartition
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import Committer, Outputs
+from streams.transaction import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ def warm_up(task: Task, live: LiveModel) -> None:
 class ServeStep:
     """One partition of one stage; the `Step` that `partitions.Partitions` drives."""
 
-    def __init__(self, context: ServeContext, index: int, partition: int, committer: Committer) -> None:
-        self._context, self._index, self._partition, self._committer = context, index, partition, committer
+    def __init__(self, context: ServeContext, index: int, partition: int) -> None:
+        self._context, self._index, self._partition = context, index, partition
         task, topics = context.task, context.topics
         self._stage = StagePartition(task, index, context.pseudonymiser, context.settings.partitions)
         self._main = TP(topics.stage(index), partition)
@@ -112,6 +112,7 @@ class ServeStep:
         self._last = index == len(task.entities) - 1
         self._tells = task.serving.order == "event_time" and not self._last
         self._offsets: dict[TP, int] = {}
+        self._folded: Folded | None = None  # of the batch that is not committed yet
         self._snapshots = Snapshots(
             context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
         )
@@ -119,9 +120,8 @@ class ServeStep:
         self._saving: asyncio.Future[None] | None = None
         self._encoder = msgspec.json.Encoder()
 
-    async def open(self) -> Mapping[TP, int]:
+    async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
-        committed = await self._committer.open(self._sources)
         start = [0] * len(self._sources)
         found = self._snapshots.newest([committed[tp] for tp in self._sources])
         if found:
@@ -130,25 +130,25 @@ class ServeStep:
         for tp, first in zip(self._sources, start, strict=True):
             fold = self._stage.fold if tp == self._main else self._stage.fold_feedback
             await replay(self._context.settings.kafka, tp, first, committed[tp], fold)
-        self._offsets = committed
+        self._offsets = dict(committed)
         log.info(
             "%s ready at offset %s, %d entities", self._main, committed[self._main], self._stage.entities
         )
-        return committed
 
-    async def process(self, records: Mapping[TP, Sequence[Any]]) -> None:
+    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """See Step."""
-        outputs = Outputs()
-        folded: Folded | None = None
         for tp, batch in records.items():
             if tp == self._main:
-                folded = self._stage.fold(batch)  # 1
+                self._folded = self._stage.fold(batch)  # 1
             else:
                 self._stage.fold_feedback(batch)
             self._offsets[tp] = batch[-1].offset + 1
-        if folded is not None:
-            self._emit(outputs, folded)  # 2
-        await self._committer.commit(outputs, {tp: self._offsets[tp] for tp in records})  # 3
+        if self._folded is not None:
+            self._emit(outputs, self._folded)  # 2
+
+    def committed(self) -> None:
+        """See Step."""
+        folded, self._folded = self._folded, None
         if folded is not None:
             self._count(folded)
             self._context.online.add(self._stage.entity, folded.rows.keys[:, self._index], folded)  # 4
@@ -184,12 +184,10 @@ class ServeStep:
                 outputs.add(topic, target, wire.encode_rows(part.take(cut)))
             outputs.add(topic, target, wire.encode_rows(part.take(last)), headers=headers)
 
-    async def quiet(self) -> float | None:
+    async def quiet(self, outputs: Outputs) -> float | None:
         """See Step: nothing has come for a while, so nobody should wait for this partition."""
         if self._tells and self._index == 0:  # later stages pass on what the first one tells
-            outputs = Outputs()
             self._pass_on(outputs, wire.Rows.empty(self._context.task), IDLE)
-            await self._committer.commit(outputs, self._offsets)
         return None
 
     def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
@@ -254,8 +252,7 @@ class ServeStep:
             )
             self._context.metrics.count("snapshots_failed_total")
 
-    async def close(self, *, final: bool) -> None:
+    def close(self, *, final: bool) -> None:
         """See Step."""
         if final and self._offsets:
             self._save([self._offsets[tp] for tp in self._sources], self._stage.snapshot())
-        await self._committer.close()

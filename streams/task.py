@@ -128,7 +128,7 @@ class Serving:
     dedup_ms: int = 86_400_000
     snapshot_every_ms: int = 10_000
     refresh_every_ms: int = 1_000
-    commit_every_ms: int = 50
+    commit_every_ms: int = 1
     order: str = "arrival"  # or "event_time"
     idle_ms: int = 1_000
 

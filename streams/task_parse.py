@@ -252,7 +252,7 @@ def _serving(root: Table) -> Serving:
         table.duration("dedup", "24h", low="1s"),
         table.duration("snapshot_every", "10s", low="100ms"),
         table.duration("refresh_every", "1s", low="50ms"),
-        table.duration("commit_every", "50ms", low="1ms"),
+        table.duration("commit_every", "1ms", low="1ms"),
         table.choice("order", ("arrival", "event_time"), usual.order),
         table.duration("idle", "1s", low="10ms"),
     )

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -33,16 +34,21 @@ Headers = list[tuple[str, bytes]]
 _BATCH_BYTES = 1 << 20
 _TRANSACTION_TIMEOUT_MS = 30_000
 _OFFSETS_EVERY_S = 0.5
+# How soon aiokafka asks again where Kafka is still ending the transaction before, which takes it a few milliseconds.
+aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.003
 _COORDINATOR_S, _COORDINATOR_PAUSE_S = 20.0, 0.2
 
 
 @dataclass
 class Outputs:
-    """Records to be written in one commit, by topic and partition, in order."""
+    """What is to be written in one commit: `records` by topic and partition, in order; `rows` for the archive, as
+    (table, columns, rows).
+    """
 
     records: dict[tuple[str, int], list[tuple[bytes | None, bytes | None, Headers]]] = field(
         default_factory=dict
     )
+    rows: list[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]] = field(default_factory=list)
 
     def add(
         self,
@@ -141,27 +147,6 @@ class AtLeastOnce:
         if self._committing is not None:
             self._committing.cancel()
         await self._producer.stop()
-
-
-class OffsetsOnly:
-    """For a step that writes elsewhere (the archive): commits input offsets through Faust's consumer, nothing else."""
-
-    def __init__(self, kafka: str, group: str, consumer: Any) -> None:
-        self._kafka, self._group, self._consumer = kafka, group, consumer
-
-    async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
-        """See Committer."""
-        return await committed_offsets(self._kafka, self._group, sources)
-
-    async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
-        """See Committer."""
-        if outputs.records:
-            raise ValueError("this step has no producer to write outputs with")
-        await self._consumer._commit(dict(offsets))
-
-    async def close(self) -> None:
-        """See Committer."""
-        return None
 
 
 async def committed_offsets(kafka: str, group: str, sources: Sequence[TP]) -> dict[TP, int]:

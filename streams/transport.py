@@ -11,7 +11,7 @@ Faust's; the per-record cost goes. Three things differ from the stock transport:
 """
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ FETCH_WAIT_MS = 50
 meanwhile waits for its end, also where the fetch waits for other partitions' records."""
 
 _BUSY_S = 0.005  # how soon to look again while some partitions are busy
+_STALE_S = 0.003
+"""After so long without asking, what aiokafka has at hand is as old; what came meanwhile is worth so long a wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class BatchConsumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self._epoch = 0  # odd while a seek is under way
         self._sequence: dict[TP, int] = {}
+        self._asked_s = 0.0  # when the last poll ended, by the loop's clock
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -107,14 +110,18 @@ class BatchConsumer(driver.Consumer):
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
         transport: Any = self.transport
-        busy = transport.busy()
+        busy = await transport.gate()
         if busy:  # what they have fetched stays with aiokafka, which then fetches no more for them
             active_partitions, timeout = active_partitions - busy, _BUSY_S
             if not active_partitions:
                 await asyncio.sleep(_BUSY_S)
                 return {}
-        epoch = self._epoch
+        epoch, clock = self._epoch, self.loop.time
         records = await super()._getmany(active_partitions, timeout)
+        if records and clock() - self._asked_s > _STALE_S:
+            more = await super()._getmany(active_partitions, _STALE_S)
+            records = {tp: [*records.get(tp, ()), *more.get(tp, ())] for tp in {**records, **more}}
+        self._asked_s = clock()
         if records and (epoch != self._epoch or epoch % 2):
             # Fetched while the position moved: part of it may come from before the seek. Start again from the commit.
             await self.perform_seek()
@@ -156,12 +163,18 @@ class BatchConsumer(driver.Consumer):
         return True
 
 
+async def _open() -> Set[TP]:
+    return frozenset()
+
+
 class BatchTransport(driver.Transport):
-    """The stock aiokafka transport with the batch consumer."""
+    """The stock aiokafka transport with the batch consumer. The app's owner may set `gate`."""
 
     Consumer = BatchConsumer
     instance: str | None = None  # name of this worker as a static member of its group
-    busy: Callable[[], Set[TP]] = frozenset  # partitions to read nothing of for now; the app's owner sets it
+    gate: Callable[[], Awaitable[Set[TP]]] = staticmethod(
+        _open
+    )  # waits until it is time to read; what not to read
 
 
 def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> faust.App:

@@ -206,7 +206,7 @@ def _matrix(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:
     if values.type != pa.from_numpy_dtype(dtype):
         raise Damaged(f"the column {name} holds {values.type}")
     width, size = 0 if values.name == "none" else column.type.list_size, column.type.list_size
-    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
+    flat: NDArray[Any] = column.values.to_numpy(zero_copy_only=True)  # a batch of its own has no offset
     return flat.reshape(batch.num_rows, size)[:, :width]
 
 
@@ -226,15 +226,41 @@ def _texts(batch: pa.RecordBatch, name: str) -> list[str]:
     return texts
 
 
+_HEADS: dict[
+    tuple[str, ...], tuple[pa.Schema, bytes]
+] = {}  # (rows' schema, names...) → Arrow's, and as a message
+_SCHEMAS: dict[bytes, pa.Schema] = {}  # the other way round
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an IPC stream
+_KEPT = 256  # of each of the two: a stream has a handful
+
+
 def _write(columns: dict[str, pa.Array], schema: str = "") -> bytes:
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    if schema:
-        batch = batch.replace_schema_metadata({_SCHEMA: schema.encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    """An IPC stream of one record batch. Its first message, the schema, is the same for all rows of a task, and made
+    once: making it takes as long as all the rest of a small record.
+    """
+    known = (schema, *columns)
+    head = _HEADS.get(known)
+    if head is None:
+        fields = [pa.field(name, column.type) for name, column in columns.items()]
+        made = pa.schema(fields, {_SCHEMA: schema.encode()} if schema else None)
+        head = made, made.serialize().to_pybytes()
+        if len(_HEADS) < _KEPT:
+            _HEADS[known] = head
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=head[0])
+    return b"".join((head[1], batch.serialize(), _END))
+
+
+def _read(data: bytes) -> pa.RecordBatch:
+    """The record batch of an IPC stream; one whose schema was met before is read without reading it again."""
+    size = 8 + int.from_bytes(data[4:8], "little")  # of the message with the schema, which has no body
+    schema = _SCHEMAS.get(data[:size])
+    if schema is not None:
+        return pa.ipc.read_record_batch(pa.py_buffer(data).slice(size), schema)
+    with pa.ipc.open_stream(data) as reader:
+        batch = reader.read_next_batch()
+    if len(_SCHEMAS) < _KEPT:
+        _SCHEMAS[data[:size]] = batch.schema
+    return batch
 
 
 def _decoded(data: bytes | None, schema: str | None, read: Callable[[pa.RecordBatch], T]) -> T:
@@ -242,8 +268,7 @@ def _decoded(data: bytes | None, schema: str | None, read: Callable[[pa.RecordBa
     if not data:
         raise Damaged("the record is empty")
     try:
-        with pa.ipc.open_stream(data) as reader:
-            batch = reader.read_next_batch()
+        batch = _read(data)
         batch.validate(full=True)  # offsets that point outside would otherwise be followed
         if schema is not None and _schema_of(batch) != schema:
             raise Damaged("the rows were made for another version of the task file")

@@ -135,10 +135,9 @@ def wrap_takeover(fault: Fault) -> None:
     serve: Any = importlib.import_module("streams.serve")
     plain = serve.ServeStep.open
 
-    async def opened(self: Any) -> Any:
-        committed = await plain(self)
+    async def opened(self: Any, committed: Any) -> None:
+        await plain(self, committed)
         fault.reached("replayed", self._main.topic)
-        return committed
 
     serve.ServeStep.open = opened
 

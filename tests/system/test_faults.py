@@ -29,21 +29,21 @@ SAVING = 'snapshot_every = "200ms"'
 ALL = 2 * faults.PARTITIONS  # partitions of both stages
 AGAIN = 70  # how a worker ends that lost a partition to another one
 
-# What happens to a worker, one line a life; see fault_worker.py. The second stage writes predictions and examples.
+# What happens to a worker, one line a life; see fault_worker.py. Both stages of a partition share a transaction.
 DEATHS = {
     "one": [
-        "kill begun by-item 2",
-        "kill half-sent by-item 2",
-        "kill sent by-item 2",
-        "kill offsets by-item 2",
-        "kill committing by-item 2",
-        "kill committed by-item 2",
+        "kill begun serve 4",
+        "kill half-sent serve 5",
+        "kill sent serve 6",
+        "kill offsets serve 4",
+        "kill committing serve 5",
+        "kill committed serve 6",
     ],
     "two": [
-        "kill half-sent events 2",
-        "kill sent events 2",
-        "kill committed events 2",
-        "kill fenced by-item 1",
+        "kill half-sent serve 6",
+        "kill sent serve 4",
+        "kill committed serve 5",
+        "kill fenced serve 1",
         "kill replayed by-item 1",
         "kill draft disk 2",
     ],
@@ -76,8 +76,8 @@ def test_a_stopped_worker_that_is_let_go_after_its_end_was_noticed_writes_nothin
     stream = faults.make_stream(broker, tmp_path, "zombies", SAVING)
     with ExitStack() as stack:
         zombies = [
-            stream.faulty(stack, "one", ["stop sent by-item 3"]),
-            stream.faulty(stack, "two", ["stop offsets by-item 3"]),
+            stream.faulty(stack, "one", ["stop sent serve 5"]),
+            stream.faulty(stack, "two", ["stop offsets serve 5"]),
         ]
         heir = stream.faulty(stack, "heir")
         stream.send_until(lambda: all(faults.met(run) for run in zombies), *zombies)

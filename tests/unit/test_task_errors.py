@@ -311,7 +311,7 @@ def complaint(old: str, new: str) -> str:
             'commit_every = "0s"',
             59,
             'serving.commit_every must be from 1ms to 3650d, not "0s"',
-            'for example commit_every = "50ms"',
+            'for example commit_every = "1ms"',
         ),
         (
             'name = "rides"\n',

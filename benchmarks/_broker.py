@@ -74,13 +74,14 @@ class Bench:
         """Where the roles run."""
         return Settings(kafka=self.kafka, data=self.home / "data", partitions=self.partitions)
 
-    def clicks(self, name: str, *, events: str = "", serving: str = "") -> Task:
+    def clicks(self, name: str, *, events: str = "", serving: str = "", guard: str = "") -> Task:
         """The built-in clicks under another name, with the topics that serving needs; output topics are stamped.
 
-        `events` names the events topic, `serving` are lines of the task file's [serving] table.
+        `events` names the events topic, `serving` and `guard` are lines of the task file's tables.
         """
         text = load_task("clicks").text.replace('name = "clicks"', f'name = "{name}"')
         text += f"\n[serving]\n{serving}\n" if serving else ""
+        text += f"\n[guard]\n{guard}\n" if guard else ""
         text += f'\n[topics]\nevents = "{events}"\n' if events else ""
         path = self.home / f"{name}.toml"
         path.write_text(text)

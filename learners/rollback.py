@@ -24,6 +24,7 @@ BINS = 40  # of a histogram of scores: logits from -LARGEST to LARGEST, equally 
 LARGEST = 15.0
 GOLDEN_ROWS = 64  # that scoring is timed with
 ENOUGH = 1_000  # scores, before a histogram says anything
+ENOUGH_BATCHES = 20  # before their times do
 _SHARE = 0.1  # bins are merged until each held so much of the scores before the swap
 
 
@@ -166,27 +167,27 @@ def stability(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What one worker scored in a while: rows, those whose score is no number, the time it took.
+    """What one worker scored in a while: rows, those whose score is no number, batches, those that took too long.
 
-    `goldens` is the time's measure: for each batch its rows over 64, 1 for a smaller one. `histogram` as below.
+    `histogram` as below.
     """
 
     rows: int = 0
     broken: int = 0
-    spent_ms: float = 0.0
-    goldens: float = 0.0
+    batches: int = 0
+    slow: int = 0
     histogram: tuple[int, ...] = ()
 
-    def plus(self, scores: NDArray[Any], took_ms: float) -> "Scored":
-        """With one more batch of scores [n]."""
+    def plus(self, scores: NDArray[Any], took_ms: float, budget_ms: float) -> "Scored":
+        """With one more batch of scores [n]; `budget_ms` is for 64 rows, and for fewer."""
         if not len(scores):
             return self
         counts = histogram(scores) + np.array(self.histogram or [0] * BINS, np.int64)
         return Scored(
             self.rows + len(scores),
             self.broken + int(len(scores) - np.isfinite(scores).sum()),
-            self.spent_ms + took_ms,
-            self.goldens + max(1.0, len(scores) / GOLDEN_ROWS),
+            self.batches + 1,
+            self.slow + int(took_ms > budget_ms * max(1.0, len(scores) / GOLDEN_ROWS)),
             tuple(counts.tolist()),
         )
 
@@ -202,8 +203,7 @@ class Served:
 
     def _clear(self) -> None:
         self._since = np.zeros(BINS, np.int64)
-        self._scored = self._broken = 0
-        self._spent_ms = self._goldens = 0.0
+        self._scored = self._broken = self._batches = self._slow = 0
 
     def swapped(self, lineage: str) -> None:
         """`lineage` is live from now on."""
@@ -222,30 +222,23 @@ class Served:
         self._since += np.array(part.histogram or [0] * BINS, np.int64)
         self._scored += part.rows
         self._broken += part.broken
-        self._spent_ms += part.spent_ms
-        self._goldens += part.goldens
+        self._batches += part.batches
+        self._slow += part.slow
 
     @property
     def reason(self) -> str | None:
         """Why the lineage must go, in words; None if nothing speaks against it."""
-        config, took_ms, shift = self._config, self.scoring_ms, self.shift
+        config, shift = self._config, self.shift
         if self._broken:
             return f"{self._broken:,} of {self._scored:,} scores are no number"
-        if self._scored < ENOUGH:
-            return None
-        if took_ms is not None and took_ms > config.max_scoring_ms:
-            budget = f"the budget is {config.max_scoring_ms:g} ms"
-            return f"scoring takes {took_ms:.1f} ms for {GOLDEN_ROWS} rows or fewer, {budget}"
+        if self._batches >= ENOUGH_BATCHES and 2 * self._slow > self._batches:
+            budget = f"{config.max_scoring_ms:g} ms for {GOLDEN_ROWS} rows"
+            return f"{self._slow:,} of {self._batches:,} batches took longer than {budget}"
         if shift is not None and shift > config.max_shift:
             return (
                 f"the scores are not those of before the swap: PSI {shift:.2f}, {config.max_shift:g} allowed"
             )
         return None
-
-    @property
-    def scoring_ms(self) -> float | None:
-        """Mean time that 64 rows, or a smaller batch, took since the swap; None before the first."""
-        return self._spent_ms / self._goldens if self._goldens else None
 
     @property
     def shift(self) -> float | None:
@@ -260,6 +253,7 @@ class Served:
             "guarded": self._lineage,
             "scored": self._scored,
             "broken": self._broken,
-            "scoring_ms": self.scoring_ms,
+            "batches": self._batches,
+            "slow": self._slow,
             "score_psi": self.shift,
         }

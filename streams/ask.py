@@ -13,7 +13,7 @@ from infra.clock import now_ms
 from infra.errors import UserError
 from infra.settings import Settings
 from streams.look import JsonOption, KafkaOption, TaskOption, models
-from streams.running import connected, settings_here
+from streams.running import connected
 from streams.task import Task, load_task
 
 ANSWER_S = 30.0  # a learner that works off a backlog looks up between two batches
@@ -67,7 +67,7 @@ def ask(
     from streams.topics import Topics
 
     topics = Topics.of(task)
-    live = Registry(Blobs(settings_here().blobs), f"models/{task.name}/registry").live()
+    live = Registry(Blobs(settings.blobs), f"models/{task.name}/registry").live()
     if live is None:
         raise UserError(f"{task.name} has no model yet", "start its learner first: driftline up, or learn")
     command = Command(uuid.uuid4().hex, action, target, live.lineage, reason, now_ms())

@@ -36,10 +36,10 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class ReportWriter:
-    """Collects what one worker has to say until its next report. `task` and `worker` are names."""
+    """Collects what one worker has to say until its next report. `budget_ms` is for scoring 64 rows."""
 
-    def __init__(self, task: str, worker: str) -> None:
-        self._task, self._worker = task, worker
+    def __init__(self, task: str, worker: str, budget_ms: float) -> None:
+        self._task, self._worker, self._budget_ms = task, worker, budget_ms
         self._clear()
 
     def _clear(self) -> None:
@@ -51,7 +51,7 @@ class ReportWriter:
         lineage = version.partition(".")[0]
         if lineage != self._lineage:
             self._lineage, self._scored = lineage, Scored()
-        self._scored = self._scored.plus(scores, took_ms)
+        self._scored = self._scored.plus(scores, took_ms, self._budget_ms)
 
     def refused(self, version: str, error: BadUpdate) -> None:
         """Note a model that was not taken."""

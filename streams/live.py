@@ -41,7 +41,7 @@ class LiveModel:
         admission = Admission(load_model_key(settings.model_key), task.guard.max_scoring_ms)
         self._slot = Slot(task.schema, task.model, task.seed, admission=admission)
         self._metrics = metrics
-        self._report = ReportWriter(task.name, worker)
+        self._report = ReportWriter(task.name, worker, task.guard.max_scoring_ms)
         self._news = asyncio.Event()
         self._reloaded_ms = 0
 

@@ -58,26 +58,21 @@ def test_a_worker_that_is_gone_is_not_waited_for():
 
 
 def test_a_report_says_what_was_scored_by_the_lineage_that_serves():
-    writer = ReportWriter("clicks", "w")
+    writer = ReportWriter("clicks", "w", 2.0)
     writer.scored("L1.3", np.full(10, 0.2, np.float32), 1.0)
     writer.scored("L2.1", np.array([0.2, np.nan], np.float32), 0.5)
-    writer.scored("L2.2", np.full(128, 0.9, np.float32), 4.0)
+    writer.scored("L2.2", np.full(128, 0.9, np.float32), 4.5)
     writer.refused("L3.1", BadUpdate("golden", "other scores"))
     read = msgspec.json.decode(writer.take("L2.2", 77), type=Report)
     assert (read.worker, read.version, read.created_at) == ("w", "L2.2", 77)
     assert read.refused == (Refusal("L3.1", "golden", "other scores"),)
-    assert (read.scored.rows, read.scored.broken, read.scored.spent_ms, read.scored.goldens) == (
-        130,
-        1,
-        4.5,
-        3.0,
-    )
+    assert (read.scored.rows, read.scored.broken, read.scored.batches, read.scored.slow) == (130, 1, 2, 1)
     assert sum(read.scored.histogram) == 129
     again = msgspec.json.decode(writer.take("L2.2", 78), type=Report)
     assert (again.refused, again.scored.rows) == ((), 0)
 
 
 def test_scores_of_the_lineage_before_are_not_reported_as_those_of_the_next():
-    writer = ReportWriter("clicks", "w")
+    writer = ReportWriter("clicks", "w", 2.0)
     writer.scored("L1.3", np.full(10, 0.2, np.float32), 1.0)
     assert msgspec.json.decode(writer.take("L2.1", 1), type=Report).scored.rows == 0

@@ -10,7 +10,7 @@ from learners.arena import Arena, Decision, Event
 from learners.batch import ModelConfig
 from learners.challenger import Challenger
 from learners.drift import DriftConfig
-from learners.rollback import ENOUGH, Guard, GuardConfig, Scored, Served, histogram, stability
+from learners.rollback import Guard, GuardConfig, Scored, Served, histogram, stability
 from learners.trainer import Trainer
 from tests.learner_rows import CONFIG, SCHEMA, rows
 
@@ -147,7 +147,7 @@ def test_a_champion_that_is_no_worse_is_seldom_rolled_back():
 
 
 def part(scores: np.ndarray, took_ms: float = 1.0) -> Scored:
-    return Scored().plus(scores.astype(np.float32), took_ms)
+    return Scored().plus(scores.astype(np.float32), took_ms, GUARD.max_scoring_ms)
 
 
 def test_scores_that_are_no_number_are_noticed_at_once():
@@ -159,15 +159,14 @@ def test_scores_that_are_no_number_are_noticed_at_once():
     assert served.reason is None
 
 
-def test_slow_scoring_is_noticed_after_enough_rows_and_a_small_batch_counts_as_64():
+@pytest.mark.parametrize(("slow", "noticed"), [(10, False), (11, True)])
+def test_slow_scoring_is_noticed_when_most_batches_are(slow, noticed):
     served = Served(GUARD)
     served.swapped("L2")
-    for _ in range(ENOUGH):
-        served.hear("L2", part(np.array([0.5]), took_ms=90.0))
-    assert not served.reason
-    for _ in range(ENOUGH):
-        served.hear("L2", part(np.array([0.5]), took_ms=190.0))
-    assert "140.0 ms for 64 rows" in str(served.reason)
+    for number in range(20):
+        assert not served.reason
+        served.hear("L2", part(np.full(128, 0.5), took_ms=201.0 if number < slow else 199.0))
+    assert (served.reason == f"{slow} of 20 batches took longer than 100 ms for 64 rows") is noticed
 
 
 def test_collapsed_scores_are_noticed_without_labels_and_usual_change_is_not():

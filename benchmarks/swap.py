@@ -1,0 +1,231 @@
+"""Swaps under load: is any prediction lost, doubled, or made by two versions; what do they cost; what gets past them?
+
+A real `driftline serve` worker reads events at a steady rate. In turns it is left alone, and sent whole models of ever
+new lineages. Afterwards every prediction is computed again by the version that it names. Then poisoned challengers are
+promoted by a real learner, or put on the topic, and good ones are rolled back by hand.
+"""
+
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
+
+from benchmarks._common import finish, parser, scratch, table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from benchmarks._broker import Bench, Worker
+    from learners.trainer import Trainer
+    from streams.task import Task
+
+BASES = 4  # models that the lineages repeat in turn
+APART = 1e-5  # a score that is further from the recomputed one is of another version
+WARM_UP_S = 5.0
+TURN_S = 5.0
+BUDGET_MS = 10.0  # for 64 rows; the model of the task needs about one
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    made = parser(__doc__ or "")
+    made.add_argument("--swaps", type=int, default=0, help="how many; default: 1,000, quick 60")
+    made.add_argument("--rate", type=float, default=500.0, help="events a second (default: 500)")
+    made.add_argument("--every", type=float, default=0.1, help="seconds between two swaps (default: 0.1)")
+    args = made.parse_args()
+    finish(lambda: measure(args), args.json)
+
+
+def measure(args: Namespace) -> Mapping[str, float]:
+    """Run both parts, print their tables, return the figures."""
+    import torch
+
+    from benchmarks._broker import Bench
+    from benchmarks._swap_poison import poison
+
+    torch.set_num_threads(1)
+    swaps = args.swaps or (60 if args.quick else 1_000)
+    with scratch() as home, Bench(home, 2) as bench:
+        tasks = [
+            bench.clicks("clicks-swapped"),
+            bench.clicks("clicks-poisoned", guard=f"max_scoring_ms = {BUDGET_MS}"),
+        ]
+        bench.register(tasks)
+        figures = _under_load(bench, tasks[0], swaps, args.rate, args.every)
+        figures.update(poison(bench, tasks[1], rounds=1 if args.quick else 5))
+        return figures
+
+
+def _under_load(bench: "Bench", task: "Task", swaps: int, rate: float, every: float) -> dict[str, float]:
+    """Turns of peace and turns of swaps, then every prediction computed again."""
+    from streams.outlet import KafkaOutlet
+    from streams.topics import Topics
+
+    topics, bases = Topics.of(task), _bases(task)
+    outlet = KafkaOutlet(bench.kafka, topics.model_updates)
+    number = _swap(outlet, bases, 1)
+    with bench.serve(task) as worker:
+        bench.await_group(f"driftline-{task.name}-serve", worker)
+        a_turn = max(1, round(TURN_S / every))
+        seconds = WARM_UP_S + 2 * TURN_S * -(-swaps // a_turn)
+        stop, events = threading.Event(), round(rate * (seconds + 30.0))
+        sender = threading.Thread(target=_send, args=(task, bench.kafka, events, rate, stop))
+        sender.start()
+        time.sleep(WARM_UP_S)
+        memory, spans = [_memory(worker)], []
+        while number <= swaps:
+            spans.append((_now(), _now() + TURN_S * 1000.0, "steady"))
+            time.sleep(TURN_S)
+            began = _now()
+            for _ in range(min(a_turn, swaps + 1 - number)):
+                begun = time.monotonic()
+                number = _swap(outlet, bases, number + 1)
+                time.sleep(max(0.0, every - (time.monotonic() - begun)))
+            spans.append((began, _now(), "swapping"))
+            memory.append(_memory(worker))
+        stop.set()
+        sender.join()
+        sent = _ids(bench, topics.events)
+        bench.until(lambda: bench.count(topics.predictions) >= len(sent), worker, "predict all events")
+        time.sleep(2.0)
+    outlet.close()
+    return _judge(bench, task, bases, sent, spans, memory)
+
+
+def _bases(task: "Task") -> list["Trainer"]:
+    """Models that differ, of the task's family."""
+    from learners.trainer import Trainer
+    from tests.learner_log import labelled
+
+    made = []
+    for seed in range(BASES):
+        trainer = Trainer(task.schema, task.model, task.seed, "L1", "cpu")
+        trainer.train(labelled(task, 2_000, seed, turn=seed / BASES).batch())
+        made.append(trainer)
+    return made
+
+
+def _swap(outlet: "object", bases: Sequence["Trainer"], number: int) -> int:
+    """Publish lineage `number` whole; its number."""
+    from learners.slot import encode_full
+    from streams.outlet import KafkaOutlet
+
+    assert isinstance(outlet, KafkaOutlet)
+    base = bases[number % BASES]
+    base.lineage, base.refresh = f"L{number}", 1
+    outlet.publish(*encode_full(base, event_ms=0, created_ms=int(_now())))
+    return number
+
+
+def _send(task: "Task", kafka: str, events: int, rate: float, stop: threading.Event) -> None:
+    from streams.feed import feed
+    from streams.simulate import simulate
+
+    simulation = simulate("clicks", seed=1, events=events)
+    only = (item for item in simulation.items() if item.kind == "event")
+    feed(only, events, task, kafka, rate=rate, stop=stop)
+
+
+def _memory(worker: "Worker") -> float:
+    """Resident MiB of the worker itself, the largest of the processes under its guard."""
+    import psutil
+
+    guard = psutil.Process(worker.process.pid)
+    family = [guard, *guard.children(recursive=True)]
+    return float(max(process.memory_info().rss for process in family)) / 2**20
+
+
+def _now() -> float:
+    return time.time() * 1000.0
+
+
+def _ids(bench: "Bench", topic: str) -> set[str]:
+    import json
+
+    from infra.kafka import read_all
+
+    return {json.loads(record.value or b"{}")["event_id"] for record in read_all(bench.kafka, topic)}
+
+
+def _judge(
+    bench: "Bench",
+    task: "Task",
+    bases: Sequence["Trainer"],
+    sent: set[str],
+    spans: Sequence[tuple[float, float, str]],
+    memory: Sequence[float],
+) -> dict[str, float]:
+    """Counts, latencies and memory, printed and returned."""
+    import json
+
+    import numpy as np
+
+    from infra.kafka import read_all
+    from streams.topics import Topics
+
+    topics = Topics.of(task)
+    found = [json.loads(record.value or b"{}") for record in read_all(bench.kafka, topics.predictions)]
+    predicted = {row["event_id"]: (np.float32(row["score"]), row["version"]) for row in found}
+    reports = [json.loads(record.value or b"{}") for record in read_all(bench.kafka, topics.workers)]
+    taken = {report["version"] for report in reports}
+    lost, doubled = len(sent - predicted.keys()), len(found) - len(predicted)
+    mixed, checked = _mixed(bench, task, bases, predicted)
+    p99: dict[str, float] = {}
+    rows: list[list[str | float]] = []
+    for kind in ("steady", "swapping"):
+        inside = [
+            row["processed_at"] - row["received_at"]
+            for row in found
+            if any(a <= row["received_at"] < b for a, b, what in spans if what == kind)
+        ]
+        p99[kind] = float(np.percentile(inside, 99))
+        rows.append([kind, len(inside), float(np.percentile(inside, 50)), p99[kind]])
+    print(
+        f"{len(taken):,} swaps that the worker reports, {len(found):,} predictions, {checked:,} computed again\n"
+    )
+    print(table(["turns", "events", "p50 ms", "p99 ms"], rows))
+    print(f"\nlost {lost}, doubled {doubled}, mixed {mixed}")
+    print(f"worker's memory in MiB after each turn of swaps: {', '.join(f'{m:.0f}' for m in memory)}\n")
+    return {
+        "swaps": len(taken), "lost": lost, "doubled": doubled, "mixed": mixed,
+        "p99_ratio": p99["swapping"] / max(1.0, p99["steady"]), "p99_steady_ms": p99["steady"],
+        "p99_swapping_ms": p99["swapping"], "memory_ratio": memory[-1] / memory[0],
+    }  # fmt: skip
+
+
+def _mixed(
+    bench: "Bench",
+    task: "Task",
+    bases: Sequence["Trainer"],
+    predicted: Mapping[str, tuple["np.float32", str]],
+) -> tuple[int, int]:
+    """Predictions that their version does not give for the row as it was served, of how many."""
+    import numpy as np
+
+    from infra.kafka import read_all
+    from streams.topics import Topics
+    from streams.wire import EXAMPLES, KIND, decode_examples
+
+    mixed = checked = 0
+    for record in read_all(bench.kafka, Topics.of(task).examples):
+        if dict(record.headers).get(KIND) != EXAMPLES:
+            continue
+        rows, served, versions = decode_examples(record.value)
+        owner = np.array([int(version[1:].partition(".")[0]) % BASES for version in versions])
+        scores: NDArray[np.float32] = np.stack([b.score(rows.numbers, rows.categories) for b in bases])
+        wrong = np.abs(scores[owner, np.arange(len(owner))] - served) > APART
+        for i, event_id in enumerate(rows.ids):
+            wrong[i] |= predicted.get(event_id) != (served[i], versions[i])
+        mixed += int(wrong.sum())
+        checked += len(wrong)
+    return mixed, checked
+
+
+if __name__ == "__main__":
+    main()

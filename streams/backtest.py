@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,6 +27,7 @@ from streams.backtest_engine import Backtest, Lane, Settings
 from streams.backtest_policies import POLICIES, Retraining
 from streams.backtest_stream import default_within_ms
 from streams.privacy import Pseudonymiser
+from streams.regret import excess_log_loss
 from streams.report.words import NONE
 from streams.task import Task
 from streams.task_toml import duration_ms
@@ -71,6 +73,8 @@ def run_backtest(
     `name` says in words what the source is. Raises UserError for options that make no sense and places that cannot be
     written.
     """
+    from streams.simulate import Simulation
+
     settings = make_settings(task, source, options)
     for folder in filter(None, [options.out, options.predictions and options.predictions.absolute().parent]):
         with usable(folder, "name another place"):
@@ -80,7 +84,8 @@ def run_backtest(
     backtest = Backtest(task, pseudonymiser(task, secret), chosen(options.policies), source.events, settings)
     with _bar(source.total) as on_progress:
         backtest.run(source.items(), on_progress)
-    found = figures(backtest, name, options)
+    truth = source.truth() if isinstance(source, Simulation) else None
+    found = figures(backtest, name, options, truth)
     if options.predictions is not None:
         write_predictions(backtest, options.predictions)
     if options.out is not None:
@@ -179,8 +184,13 @@ def _bar(total: int) -> Iterator[Any]:
         yield lambda done: bar.update(shown, completed=done)
 
 
-def figures(backtest: Backtest, name: str, options: Options) -> dict[str, Any]:
-    """Everything as one flat object, ready for JSON; what is undefined is None. docs/backtest.md has the keys."""
+def figures(
+    backtest: Backtest, name: str, options: Options, truth: NDArray[np.float64] | None = None
+) -> dict[str, Any]:
+    """Everything as one flat object, ready for JSON; what is undefined is None. docs/backtest.md has the keys.
+
+    `truth` [events] are the true probabilities, where a simulation knows them.
+    """
     at, path, settings = backtest.evaluated(), backtest.path, backtest.settings
     found: dict[str, Any] = {
         "task": backtest.task.name,
@@ -207,6 +217,9 @@ def figures(backtest: Backtest, name: str, options: Options) -> dict[str, Any]:
     found |= {f"refused_{reason}": count for reason, count in sorted(path.refused.items())}
     for lane in backtest.lanes:
         found |= {f"{lane.name}_{key}": value for key, value in _of(backtest, lane).items()}
+        if truth is not None:
+            excess = excess_log_loss(backtest.labels[at], lane.scores[at], truth[at])
+            found[f"{lane.name}_excess_log_loss"] = excess
     return {key: _plain(value) for key, value in found.items()}
 
 

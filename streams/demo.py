@@ -99,7 +99,7 @@ def _conclude(
         "failures": failures,
     }
     title = f"Driftline demo: {task.name}"
-    write_run_report(task, settings, facts, out, drift_ms=drift_ms, title=title)
+    write_run_report(task, settings, facts, out, drift_ms=drift_ms, title=title, simulation=simulation)
     _tell(task, facts, means, failures, out, console)
     return 1 if failures else 0
 

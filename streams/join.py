@@ -150,7 +150,7 @@ class JoinStep:
         self._counted = JoinCounts()
         prefix = f"state/{context.task.name}/{context.topics.examples}/{partition}"
         self._snapshots = Snapshots(context.blobs, prefix, self._state.fingerprint)
-        self._snapshot_ms = now_ms()
+        self._snapshot_ms, self._pause_ms = now_ms(), context.task.serving.snapshot_every_ms
         self._saving: asyncio.Future[None] | None = None
 
     async def open(self, committed: Mapping[TP, int]) -> None:
@@ -240,14 +240,18 @@ class JoinStep:
                     outputs.add(context.topics.feedback(entity.name), target, value)
 
     def _maybe_snapshot(self) -> None:
-        due = self._snapshot_ms + self._context.task.serving.snapshot_every_ms
-        if now_ms() < due or (self._saving is not None and not self._saving.done()):
+        started = now_ms()
+        if started < self._snapshot_ms + self._pause_ms or (
+            self._saving is not None and not self._saving.done()
+        ):
             return
+        arrays = self._state.snapshot()
         self._snapshot_ms = now_ms()
+        # Much may wait: copying it must not take more than a twentieth of the time.
+        every = self._context.task.serving.snapshot_every_ms
+        self._pause_ms = max(every, 20 * (self._snapshot_ms - started))
         loop = asyncio.get_running_loop()
-        self._saving = loop.run_in_executor(
-            self._context.executor, self._save, self._offset, self._state.snapshot()
-        )
+        self._saving = loop.run_in_executor(self._context.executor, self._save, self._offset, arrays)
 
     def _save(self, offset: int, arrays: dict[str, Any]) -> None:
         try:

@@ -12,10 +12,12 @@ from infra.errors import UserError
 from infra.settings import Settings
 from streams.cluster import Cluster
 from streams.progress import feed_with_progress
+from streams.regret import served_excess
 from streams.replay import Replay
 from streams.report import write_report
 from streams.running import running
 from streams.session import Feeding, await_ready, stream
+from streams.simulate import Simulation
 from streams.task import Task
 from streams.view import View
 
@@ -108,14 +110,20 @@ def write_run_report(
     *,
     drift_ms: int | None,
     title: str,
+    simulation: Simulation | None = None,
 ) -> None:
-    """report.html and summary.json from the archive of a run that has ended, into folder `out`."""
+    """report.html and summary.json from the archive of a run that has ended, into folder `out`.
+
+    What a `simulation` knows is compared with what was served.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make folder {out}: {error.strerror}", "give another --out") from error
     archive = open_archive(settings.archive)
     try:
+        if simulation is not None:
+            facts = {**facts, "served_excess_log_loss": served_excess(archive, task.name, simulation)}
         summary = write_report(
             archive,
             task.name,

@@ -15,14 +15,14 @@ from learners import challenger as trial
 from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
+from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
-from learners.loss_drift import LossDetector
 from learners.measure import Measure
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, log_loss
 from learners.rejected import RejectedSteps
 from learners.rollback import USUAL, Guard, GuardConfig
-from learners.shift import ShiftDetector
+from learners.study import Studies
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
 
@@ -43,9 +43,9 @@ class Arena:
     Lineages are L1, L2, ... in the order of their birth. An alert starts two challengers, unless some are on
     trial or others were started within the cooldown: "warm" is a copy of the champion that learns with the
     challenger's settings, "fresh" is an untrained model of the challenger's kind. Both first learn what came
-    since the onset of the drift, which is no part of their test. Each is tested at alpha / 2, so that an
-    alert ends in a wrong promotion with probability at most alpha. A replaced champion is put back if the new
-    one does worse (`learners.rollback`).
+    since the onset of the drift, which is no part of their test, and then rehearse it beside what comes
+    (`learners.study`). Each is tested at alpha / 2, so that an alert ends in a wrong promotion with probability
+    at most alpha. A replaced champion is put back if the new one does worse (`learners.rollback`).
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Arena:
         self._test = partial(PairedTest, drift.alpha / CHALLENGERS, drift.min_effect, **limits)
         self._guarding = guard
         self.guard: Guard | None = None
-        self._loss, self._shift = LossDetector(drift), ShiftDetector(schema, drift)
+        self._detectors, self._studies = Detectors(schema, drift), Studies()
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected = RejectedSteps(drift.cooldown)
         self.examples = self._decided = 0  # labelled examples observed, decisions made
@@ -85,7 +85,7 @@ class Arena:
 
     def psi(self) -> dict[str, float]:
         """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
-        return self._shift.psi()
+        return self._detectors.psi()
 
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
@@ -188,8 +188,7 @@ class Arena:
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
         watched = np.where(np.isfinite(batch.served), log_loss(batch.label, batch.served), loss)
-        version = self.champion.version
-        return [*self._loss.update(batch, watched, version), *self._shift.update(batch, score, version)]
+        return self._detectors.update(batch, score, watched, self.champion.version)
 
     def _judge(self, losses: Mapping[str, Losses], now: Now) -> list[Event]:
         """Give each challenger this batch's evidence, and do what its verdict asks for, the best first."""
@@ -264,8 +263,7 @@ class Arena:
     def _crown(self, champion: Trainer) -> None:
         """A model is the champion from now on, without challengers; the detectors begin anew."""
         self.champion, self.challengers = champion, []
-        self._loss.swapped()
-        self._shift.swapped()
+        self._detectors.swapped()
         self._forget()
 
     def _forget(self) -> None:
@@ -275,9 +273,10 @@ class Arena:
 
     def _learn(self, batch: Batch) -> list[Alert]:
         """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
+        self._buffer.add(batch)
         for arm in (arms := self._learners()):
             arm.train(batch)
-        self._buffer.add(batch)
+            self._studies.rehearse(arm, self._buffer, len(batch))
         return self._rejected.update(batch, arms, self.champion.version, self.examples)
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
@@ -299,6 +298,7 @@ class Arena:
             Challenger(self._warm(alert.since_ms), "warm", alert.alert_id, self._test()),
             Challenger(self._fresh(alert.since_ms), "fresh", alert.alert_id, self._test()),
         ]
+        self._studies.begin([challenger.lineage for challenger in self.challengers], alert.since_ms)
         started = [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
         return [*retired, *started]
 
@@ -349,9 +349,7 @@ class Arena:
         files = {
             name: data for key in arms for name, data in prefixed(f"arms/{key}", arms[key].state()).items()
         }
-        files["detectors.npz"] = pack(
-            prefixed("loss", self._loss.state()) | prefixed("shift", self._shift.state())
-        )
+        files["detectors.npz"] = pack(self._detectors.state())
         files["prequential.npz"] = pack(self._measured.windows.state())
         files["buffer.npz"] = pack(self._buffer.state())
         return files, {
@@ -363,6 +361,7 @@ class Arena:
             "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
             "seeds": dict(self._seeds),
             "rejected": self._rejected.state(),
+            "studies": self._studies.record(),
             "counts": [self.examples, self._decided, self._quiet_until, int(self._trial_of_loss)],
         }
 
@@ -388,13 +387,12 @@ class Arena:
         ]
         self.champion, self.challengers = champion, challengers
         self.continuous, self.frozen, self.guard = continuous, frozen, guard
-        detectors = unpack(files["detectors.npz"])
-        self._loss.load(part("loss", detectors))
-        self._shift.load(part("shift", detectors))
+        self._detectors.load(unpack(files["detectors.npz"]))
         self._measured.windows.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
         self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
         self._seeds = dict(record["seeds"])
         self._rejected.load(record["rejected"])
+        self._studies.load(record["studies"])
         self.examples, self._decided, self._quiet_until, of_loss = record["counts"]
         self._trial_of_loss = bool(of_loss)

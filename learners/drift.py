@@ -28,9 +28,9 @@ class DriftConfig:
     psi_threshold: float = 0.2  # PSI a column must pass, above its sampling noise and its own habit
     alpha: float = 0.01  # at most this share of alerts ends in a wrong promotion
     min_effect: float = 0.0005  # a challenger must be better, and a loss must rise, by more than this
-    min_events: int = 1_000  # no verdict before a challenger was tested on this many
+    min_events: int = 200  # no verdict before a challenger was tested on this many
     max_events: int = 20_000  # a challenger without a verdict gives up after this many
-    cooldown: int = 5_000  # one drift, one alert: a detector is silent this long after its alert
+    cooldown: int = 2_000  # one drift, one alert: a detector is silent this long after its alert
     policy: Policy = "better"  # "manual" and "shadow" recommend, and never promote by themselves
     window: int = 1_000  # size of the current window of the input and score detector
     keep_reference: bool = True  # the first lineage goes on learning after it was replaced, to compare

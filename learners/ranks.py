@@ -29,7 +29,9 @@ Floats = NDArray[np.float64]
 
 TILTS = (0.5, 1.0, 2.0, 3.0)  # of the bets: for shifts of a block by so many of its standard deviations
 LADDER = (1, 4, 16)  # blocks that one value of each scale sums up
-MEMORY = 512  # values of each scale that the next one is ranked among
+MEMORY = 256  # values of each scale that the next one is ranked among
+FALL = 10.0  # a fall, which is no alarm, needs so much less evidence: the past must follow a model that gets better
+WEIGHTS = np.array([1.0, FALL])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def bets(count: int) -> Floats:
 
 
 class Scale:
-    """The detector on one scale: both directions, each against `limit`, the mean number of values between alarms."""
+    """The detector on one scale: a rise against `limit`, the mean number of values between alarms, a fall sooner."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -86,7 +88,7 @@ class Scale:
         if count > MEMORY:
             oldest = self._past.popleft()
             del self._sorted[bisect_left(self._sorted, oldest)]
-        means = self._evidence.mean(axis=1)
+        means = self._evidence.mean(axis=1) * WEIGHTS
         way = int(means[1] > means[0])
         if means[way] < self._limit:
             return None
@@ -111,11 +113,14 @@ class Scale:
 
 
 class RankDetector:
-    """Watches block sums on all scales. Without a change it fires once in `budget` blocks on average, or less often."""
+    """Watches block sums on all scales. Without a change it says "a rise" once in `budget` blocks on average, or less.
+
+    Falls are found more readily, which costs nothing but some of the past.
+    """
 
     def __init__(self, budget: float) -> None:
-        # Alarms of one scale are at most 1 in limit values of `width` blocks; both directions of all scales share.
-        self._scales = [Scale(2 * len(LADDER) * budget / width) for width in LADDER]
+        # A scale alarms at most once in `limit` values of `width` blocks; the scales share the budget.
+        self._scales = [Scale(len(LADDER) * budget / width) for width in LADDER]
         self._open: list[float] = []  # blocks that the largest scale has not yet summed up
 
     def update(self, block: Floats) -> Change | None:

@@ -19,10 +19,9 @@ from learners.arena import BUFFER, Arena
 from learners.batch import Batch
 from learners.buffer import Buffer
 from learners.challenger import Decision
+from learners.detectors import Detectors
 from learners.drift import Alert
-from learners.loss_drift import LossDetector
 from learners.prequential import log_loss
-from learners.shift import ShiftDetector
 from learners.trainer import Trainer
 from streams.task import Task
 
@@ -134,7 +133,7 @@ class OnDrift(_One):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self._loss, self._shift = LossDetector(task.drift), ShiftDetector(task.schema, task.drift)
+        self._detectors = Detectors(task.schema, task.drift)
         self._buffer = Buffer(BUFFER)
         self._left = 0  # examples that it will still learn from
 
@@ -160,18 +159,17 @@ class OnDrift(_One):
         step = step.take(~step.corrects)  # the rest was looked at when it was here first
         if not len(step):
             return []
-        score, version = self.trainer.score(step.numbers, step.categories), self.trainer.version
+        score = self.trainer.score(step.numbers, step.categories)
         served = np.where(np.isfinite(step.served), step.served, score)
         losses = log_loss(step.label, served)
-        return [*self._loss.update(step, losses, version), *self._shift.update(step, score, version)]
+        return self._detectors.update(step, score, losses, self.trainer.version)
 
     def _tick(self, examples: int, warm: bool) -> None:
         if warm:
             return
         self._left -= examples
         if self._left <= 0:
-            self._loss.swapped()  # what was served by the model as it was is no news any more
-            self._shift.swapped()
+            self._detectors.swapped()  # what was served by the model as it was is no news any more
 
     def _catch_up(self, since_ms: int) -> None:
         for kept in self._buffer:

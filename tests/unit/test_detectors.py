@@ -1,0 +1,84 @@
+"""One drift, one alert, whichever detectors notice it; and how the drift benchmark counts alarms."""
+
+import numpy as np
+import pytest
+
+from benchmarks import _drift_peers as peers
+from learners.batch import Batch, Schema
+from learners.detectors import Detectors
+from learners.drift import Alert, DriftConfig
+from learners.packing import pack, unpack
+
+SCHEMA = Schema(("x",), (), "t")
+CONFIG = DriftConfig(window=500, cooldown=3_000)
+CHANGE = 12_000
+
+
+def stream(rows: int, moved: int, worse: int) -> tuple[Batch, np.ndarray]:
+    """One event a second: the input moves at row `moved`, and losses rise at row `worse`."""
+    random = np.random.default_rng(3)
+    numbers = random.normal(size=(rows, 1)).astype(np.float32)
+    numbers[moved:] += 3
+    losses = random.exponential(0.3, rows)
+    losses[worse:] += 0.5
+    moments = np.arange(rows, dtype=np.int64) * 1_000
+    nothing = np.zeros(rows, np.float32)
+    empty = np.zeros((rows, 0), np.int64)
+    return Batch([f"e{i}" for i in range(rows)], moments, moments, numbers, empty, nothing, nothing), losses
+
+
+def feed(detectors: Detectors, batch: Batch, losses: np.ndarray, start: int = 0) -> list[Alert]:
+    found = []
+    for first in range(start, len(batch), 250):
+        part = batch.slice(first, first + 250)
+        scores = np.random.default_rng(first).random(len(part))
+        found += detectors.update(part, scores, losses[first : first + 250], "L1.0")
+    return found
+
+
+def test_an_alarm_of_the_loss_after_one_about_inputs_is_the_same_drift_told_again() -> None:
+    alerts = feed(Detectors(SCHEMA, CONFIG), *stream(18_000, CHANGE, CHANGE + 1_500))
+    assert [alert.level for alert in alerts] == ["input", "loss"]
+    assert len({alert.alert_id for alert in alerts}) == 1
+    assert alerts[1].since_ms > alerts[0].since_ms
+
+
+def test_an_alarm_about_inputs_after_one_of_the_loss_is_no_news() -> None:
+    alerts = feed(Detectors(SCHEMA, CONFIG), *stream(15_000, CHANGE, CHANGE))
+    assert [alert.level for alert in alerts] == ["loss"]
+
+
+def test_what_comes_after_the_cooldown_is_another_drift() -> None:
+    alerts = feed(Detectors(SCHEMA, CONFIG), *stream(22_000, CHANGE, CHANGE + 6_000))
+    assert [alert.level for alert in alerts] == ["input", "loss"]
+    assert len({alert.alert_id for alert in alerts}) == 2
+
+
+@pytest.mark.parametrize("stop", [12_250, 13_250, 14_000])
+def test_a_restart_changes_nothing(stop: int) -> None:
+    batch, losses = stream(18_000, CHANGE, CHANGE + 1_500)
+    first, second = Detectors(SCHEMA, CONFIG), Detectors(SCHEMA, CONFIG)
+    before = feed(first, batch.slice(0, stop), losses)
+    second.load(unpack(pack(first.state())))
+    assert before + feed(second, batch, losses, stop) == feed(Detectors(SCHEMA, CONFIG), batch, losses)
+
+
+def test_one_alarm_hits_a_change_and_every_other_one_is_false() -> None:
+    changes = [(100, 150), (400, 400)]
+    found = peers.score([50, 180, 200, 420, 600], changes, window=100)
+    assert (found.hits, found.false, found.missed, found.delays) == (2, 3, 0, (80, 20))
+    assert found.f1 == pytest.approx(4 / 7)
+    assert peers.score([], changes, 100).f1 == 0.0
+    assert (peers.score([], [], 100).f1, peers.score([5], [], 100).f1) == (1.0, 0.0)
+    assert peers.score([401], [(100, 390), (400, 400)], 100).delays == (1,)  # the next change takes over
+    assert peers.spaced([10, 20, 35, 36], 15) == [10, 35]
+
+
+def test_the_quick_kswin_fires_as_rivers_does() -> None:
+    from river.drift import KSWIN
+
+    random = np.random.default_rng(1)
+    values = np.round(random.random(1_500) + 0.4 * (np.arange(1_500) > 800), 1)  # with ties
+    slow = peers.alarms_of(KSWIN(seed=3), values)
+    assert slow
+    assert peers.alarms_of(peers.kswin(3), values) == slow

@@ -244,6 +244,7 @@ def task_check(
         "entities": {entity.name: entity.field for entity in task.entities},
         "numbers": list(task.numbers),
         "categories": list(task.categories),
+        "blocks": {block.name: {"kind": block.kind, "length": block.length} for block in task.blocks},
         "label": {
             "field": task.label.field,
             "delay_ms": task.label.delay_ms,
@@ -257,7 +258,8 @@ def task_check(
     console.print(f"[green]ok[/] {file}: task {task.name}")
     console.print(f"  reads        {', '.join(task.allowed)}")
     console.print(f"  entities     {', '.join(f'{e.name} ({e.field})' for e in task.entities)}")
-    console.print(f"  model sees   {len(task.numbers)} numbers, {len(task.categories)} categories")
+    more = "".join(f", {block.kind} {block.name} ({block.length})" for block in task.blocks)
+    console.print(f"  model sees   {len(task.numbers)} numbers, {len(task.categories)} categories{more}")
     console.print(f"  label        {task.label.field}, {task.label.delay_ms / 1000:g} s after the event")
 
 

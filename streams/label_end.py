@@ -25,9 +25,8 @@ class EndOfLog:
         async with self._asking:
             consumer = await self._started()
             consumer.assign([at])
-            if (await consumer.beginning_offsets([at]))[at] > offset:
-                return False
-            consumer.seek(at, offset)
+            oldest = (await consumer.beginning_offsets([at]))[at]
+            consumer.seek(at, max(offset, oldest))  # what was deleted will not come
             end = (await consumer.end_offsets([at]))[at]
             while await consumer.position(at) < end:
                 if await consumer.getmany(timeout_ms=_READ_MS):

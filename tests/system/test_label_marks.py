@@ -7,7 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from faust.types import TP
 
 from infra.blobs import Blobs
@@ -56,6 +57,16 @@ async def send(context: JoinContext, *ids: str) -> None:
                 await producer.send_and_wait(context.topics.labels, value, partition=1)
     finally:
         await producer.stop()
+
+
+async def delete(context: JoinContext, before: int) -> None:
+    """As retention does."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=context.settings.kafka)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(context.topics.labels, 1): RecordsToDelete(before)})
+    finally:
+        await admin.close()
 
 
 def marks(context: JoinContext) -> list[list[int]]:
@@ -108,6 +119,8 @@ async def the_life_of_a_step(context: JoinContext) -> None:
     await second.open(offsets)
     await quiet(second, successor, end)
     assert [len(told) for told in marks(context)] == [6, 6]  # it needs no memory of what the first one said
+    await delete(context, end)
+    assert await context.end_of_log.reached(source, 0)  # nothing that was deleted is waited for
     await send(context, "c")
     await quiet(second, successor, end)
     assert [len(told) for told in marks(context)] == [6, 6]

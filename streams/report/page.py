@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.clickhouse import Archive, create_tables
 from streams.report.curves import ARM_NAMES, arm_class, curves_chart, curves_data
-from streams.report.data import CHAMPION, FROZEN, METRICS, SMALLER_IS_BETTER, History, read_history
+from streams.report.data import CHAMPION, FROZEN, METRICS, SMALLER_IS_BETTER, Entry, History, read_history
 from streams.report.plots import HEAT_COLUMNS, HEAT_STEPS, heat_chart, latency_chart, rate_chart, rate_data
 from streams.report.style import CSS, JS
 from streams.report.summary import summary
@@ -96,6 +96,7 @@ def _story(history: History, figures: Mapping[str, Any]) -> list[str]:
             if swap is not None
             else ""
         )
+    text += "".join(f" {_back(entry)}" for entry in history.swaps if entry.row["action"] == "rollback")
     text += _dated(history)
     if FROZEN not in after or CHAMPION not in after:
         return [text]
@@ -105,6 +106,12 @@ def _story(history: History, figures: Mapping[str, Any]) -> list[str]:
         f"the same model frozen before the change: {number(abs(gain))} {'better' if gain > 0 else 'worse'}."
     )
     return [text, result]
+
+
+def _back(entry: Entry) -> str:
+    """One rollback, and where its evidence stands."""
+    bad, good = entry.row["champion"], entry.row["lineage"]
+    return f"{bad} was rolled back to {good} (#{entry.number} in the timeline)."
 
 
 def _dated(history: History) -> str:

@@ -92,6 +92,7 @@ th:last-child, td:last-child { padding-right: 0; }
 .timeline ul { margin: 4px 0 0; padding-left: 18px; color: var(--soft); }
 .timeline tr:target { background: var(--lane); }
 .what { font-weight: 650; } .what.alarm { color: var(--drift); } .what.swap { color: var(--champion); }
+.what.back { color: var(--bad); }
 a { color: var(--continuous); }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; margin: 8px 0 0;

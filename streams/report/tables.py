@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from streams.report.chains import causes, followers
 from streams.report.data import Entry, History
 from streams.report.svg import tag
 from streams.report.words import (
@@ -38,11 +39,11 @@ def _row(cells: Iterable[str], name: str = "td", right: frozenset[int] = frozens
 
 
 def timeline(history: History) -> str:
-    """Alerts and decisions by event time; a decision links to the alert it followed."""
+    """Alerts and decisions by event time; each links to what it followed from, an alarm to all that came of it."""
     if not history.entries:
         return ""
-    numbers = {entry.row["alert_id"]: entry.number for entry in history.alerts}
-    rows = [_entry(entry, history, numbers) for entry in history.entries[:TIMELINE_ROWS]]
+    caused = causes(history.entries)
+    rows = [_entry(entry, history, caused) for entry in history.entries[:TIMELINE_ROWS]]
     head = tag("thead", _row(("#", "event time (UTC)", "what", "why"), "th"))
     note = (
         "Alarms, and what was decided after them, with the evidence. An alarm never swaps a model by itself."
@@ -52,18 +53,26 @@ def timeline(history: History) -> str:
     return section("Timeline", tag("table", head, tag("tbody", *rows), class_="timeline"), note=note)
 
 
-def _entry(entry: Entry, history: History, numbers: Mapping[str, int]) -> str:
+def _link(entry: Entry) -> str:
+    """An entry's number and title, as a link to it."""
+    title = alert_title(entry.row) if entry.is_alert else decision_title(entry.row)
+    return tag("a", escape(f"#{entry.number} {title}"), href=f"#entry-{entry.number}")
+
+
+def _entry(entry: Entry, history: History, caused: dict[int, int]) -> str:
     row, class_ = entry.row, "what"
     if entry.is_alert:
         title, why, evidence = alert_title(row), row["message"], alert_evidence(row)
-        class_, cause = "what alarm", None
+        class_ = "what alarm"
     else:
         title, why, evidence = decision_title(row), row["reason"], decision_evidence(row["evidence"])
-        class_ += " swap" * entry.is_swap
-        cause = numbers.get(str(row["evidence"].get("alert_id")))
+        class_ += " back" if row["action"] == "rollback" else " swap" * entry.is_swap
     lines = [tag("li", escape(text)) for text in evidence]
-    if cause:
-        lines.append(tag("li", "followed alarm ", tag("a", f"#{cause}", href=f"#entry-{cause}")))
+    if cause := caused.get(entry.number):
+        lines.append(tag("li", "followed ", _link(history.entries[cause - 1])))
+    if entry.is_alert:
+        came = [_link(history.entries[number - 1]) for number in followers(entry.number, caused)]
+        lines.append(tag("li", "led to ", ", ".join(came)) if came else tag("li", "led to nothing"))
     after = since(entry.event_ms, history.drift_ms)
     return tag(
         "tr",

@@ -17,6 +17,7 @@ DETECTORS = {
     "kswin": "KSWIN on the loss",
     "psi": "population stability index",
 }
+SAID = ("command_id", "worker", "has", "late_ms", "version")  # what the reason says already, or nobody reads
 ACTIONS = {
     "freeze": "frozen copy kept",
     "start": "challenger started",
@@ -26,6 +27,10 @@ ACTIONS = {
     "expire": "challenger gave up",
     "retire": "challenger retired",
     "rollback": "rolled back: swap",
+    "confirm": "swap held",
+    "refuse": "refused by a worker",
+    "straggle": "not yet everywhere",
+    "decline": "request declined",
 }
 
 
@@ -137,6 +142,8 @@ def decision_title(row: Mapping[str, Any]) -> str:
 
 def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
     """The evidence as sentences: those whose keys we know in our words, the others as they are."""
+    if "guarded" in evidence:
+        return guard_evidence(evidence)
     left = {key: value for key, value in evidence.items() if value is not None}
     lines = []
     if left.get("n", 1) == 0:  # a test that has not begun has only its settings
@@ -161,8 +168,38 @@ def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
     least = left.pop("min_effect", None)
     if least:
         lines.append(f"it must gain more than {least:g} nats an event")
+    if "by_hand" in left:
+        lines.append(_by_hand(left.pop("by_hand")))
+    for key in SAID:
+        left.pop(key, None)
     lines += [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in left.items()]
     return lines
+
+
+def guard_evidence(evidence: Mapping[str, Any]) -> list[str]:
+    """What the guard of a swap saw, as sentences."""
+    lines = []
+    if evidence.get("n"):
+        own, its = evidence["champion_log_loss"], evidence["former_log_loss"]
+        lines.append(f"log loss since the swap: {number(own, 4)}, of the replaced model {number(its, 4)}")
+        own, its = evidence["champion_bias"], evidence["former_bias"]
+        lines.append(f"mean score less mean label: {signed(own)}, of the replaced model {signed(its)}")
+        value, needed = evidence["e_value_worse"], 1 / evidence["alpha"]
+        lines.append(f"e-value {value:.3g} that it is worse; {needed:.3g} takes it back")
+    if "scored" in evidence:
+        psi = evidence.get("score_psi")
+        lines.append(
+            f"workers scored {number(evidence['scored'])} events, {number(evidence['broken'])} without a number"
+        )
+        lines.append(f"{number(evidence['slow'])} of {number(evidence['batches'])} batches took too long")
+        lines += [f"PSI of the scores before and after: {number(psi, 2)}"] if psi is not None else []
+    if "by_hand" in evidence:
+        lines.append(_by_hand(evidence["by_hand"]))
+    return lines
+
+
+def _by_hand(reason: object) -> str:
+    return f"asked for by a person: {reason or 'no reason given'}"
 
 
 def _value(value: object) -> str:

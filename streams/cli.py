@@ -14,7 +14,8 @@ from infra.disk import usable
 from infra.errors import UserError
 from infra.settings import Settings, load_secret
 from streams import (
-    ask,  # noqa: F401 - it adds to `driftline models`
+    ask,  # noqa: F401 - it adds to `driftline models`, as diff does
+    diff,  # noqa: F401
     look,
 )
 from streams.backtest_cli import backtest

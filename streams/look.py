@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from infra.errors import UserError
+from infra.settings import Settings
 from streams.running import connected, settings_here
 from streams.task import Task, load_task
 
@@ -26,12 +27,12 @@ Row = dict[str, Any]
 _console = Console(highlight=False, soft_wrap=True)
 
 
-def lineages(task: Task) -> list[Row]:
+def lineages(task: Task, settings: Settings | None = None) -> list[Row]:
     """Every lineage of the task with when and why it was born, when it was live, and its settings; oldest first."""
     from infra.blobs import Blobs
     from learners.registry import Registry
 
-    registry = Registry(Blobs(settings_here().blobs), f"models/{task.name}/registry")
+    registry = Registry(Blobs((settings or settings_here()).blobs), f"models/{task.name}/registry")
     lives = registry.history()
     rows = []
     for birth in registry.lineages():
@@ -136,11 +137,11 @@ def predictions_tail(
     from streams.topics import Topics
 
     loaded, settings = load_task(task), connected(kafka)
-    for value in _newest(settings.kafka, Topics.of(loaded).predictions, last, follow=follow):
+    for value in newest(settings.kafka, Topics.of(loaded).predictions, last, follow=follow):
         print(value.decode(), flush=follow)
 
 
-def _newest(kafka: str, topic: str, last: int, *, follow: bool) -> Iterator[bytes]:
+def newest(kafka: str, topic: str, last: int, *, follow: bool) -> Iterator[bytes]:
     """The newest `last` committed values of a topic by Kafka's time; then, to follow, every new one."""
     from kafka import TopicPartition
 

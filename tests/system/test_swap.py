@@ -66,6 +66,13 @@ def test_a_model_is_rolled_back_by_hand_and_everyone_comes_back_with_it(broker: 
         assert said.returncode == 1
         assert "L1 is quarantined" in said.stderr
 
+        said = runs.driftline(data, "models", "diff", "L1", "L2", *where, "--json")
+        assert said.returncode == 0, said.stderr
+        shown = json.loads(said.stdout)
+        assert shown["facts"]["parent"] == ["new", first]
+        assert shown["config"] == {}
+        assert set(shown["importance"]) == {*task.numbers, *task.categories}
+
         other = Trainer(task.schema, task.model, 1, "L9", "cpu")
         meta, payload = encode_full(other, event_ms=0, created_ms=0, key=b"of somebody else, 32 bytes long..")
         producer.send(topics.model_updates, payload, headers=[(META, json.dumps(meta).encode())], partition=0)

@@ -75,7 +75,13 @@ def test_an_alarm_can_be_followed_to_its_rollback(
     reports: dict[str, Report], archive: Archive, tmp_path: Path
 ) -> None:
     fill(archive, "back", "")
-    guard = {"guarded": "L2", "n": 40, "alpha": 0.0033, "e_value_worse": 512.0, "champion_log_loss": 0.9}
+    guard: dict[str, Any] = {
+        "guarded": "L2",
+        "n": 40,
+        "alpha": 0.0033,
+        "e_value_worse": 512.0,
+        "champion_log_loss": 0.9,
+    }
     guard |= {"former_log_loss": 0.5, "champion_bias": 0.21, "former_bias": -0.01}
     for action, lineage, champion, second, facts in (
         ("straggle", "L2", "L2", 303, {"worker": "w", "has": "L1.4", "late_ms": 2_100}),

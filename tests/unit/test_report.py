@@ -13,7 +13,7 @@ import pytest
 
 from infra.clickhouse import Archive, literal, open_archive
 from streams.report import write_report
-from tests.report_rows import DRIFT, EVENTS, SECOND, Elements, Report, at, fill, insert, predictions
+from tests.report_rows import DRIFT, EVENTS, SECOND, Elements, Report, Row, at, fill, insert, predictions
 
 TASK, LATE, EARLY, METRICLESS = "shop", "late-labels", "swapped-early", "no-labels-yet"
 HOSTILE = "</script><script>alert(1)</script>&\"'<b>"
@@ -88,7 +88,7 @@ def test_an_alarm_can_be_followed_to_its_rollback(
         ("rollback", "L1", "L2", 340, guard),
         ("confirm", "L1", "L1", 390, guard | {"guarded": "L1"}),
     ):
-        row = {
+        row: Row = {
             "decision_id": f"9-{action}-{lineage}",
             "action": action,
             "champion": champion,

@@ -17,6 +17,7 @@ from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
+from learners.entrants import FIRST, MOST, Entrants
 from learners.measure import Measure
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, log_loss
@@ -32,20 +33,19 @@ Scores = NDArray[np.float32]
 Losses = NDArray[np.float64]
 Event = Alert | Decision | MetricRow
 
-FIRST = "L1"
-CHALLENGERS = 2  # started by one alert: they share alpha
 BUFFER = 20_000  # newest labelled examples kept, for challengers to catch up on
 
 
 class Arena:
     """All arms of one task. `observe` is the whole story; `champion` is what serving should run.
 
-    Lineages are L1, L2, ... in the order of their birth. An alert starts two challengers, unless some are on
-    trial or others were started within the cooldown: "warm" is a copy of the champion that learns with the
-    challenger's settings, "fresh" is an untrained model of the challenger's kind. Both first learn what came
-    since the onset of the drift, which is no part of their test, and then rehearse it beside what comes
-    (`learners.study`). Each is tested at alpha / 2, so that an alert ends in a wrong promotion with probability
-    at most alpha. A replaced champion is put back if the new one does worse (`learners.rollback`).
+    Lineages are L1, L2, ... in the order of their birth. An alert starts challengers, unless some are on trial
+    or others were started within the cooldown: "warm" is a copy of the champion that learns with the
+    challenger's settings, "fresh" is an untrained model of the challenger's kind, "past" is an earlier champion
+    where one does better (`learners.entrants`). All first learn what came since the onset of the drift, which is
+    no part of their test, and then rehearse it beside what comes (`learners.study`). Each is tested at alpha / 3,
+    so that an alert ends in a wrong promotion with probability at most alpha. A replaced champion is put back if
+    the new one does worse (`learners.rollback`).
     """
 
     def __init__(
@@ -71,15 +71,14 @@ class Arena:
         self.continuous: Trainer | None = None  # the first lineage, once it was replaced
         self.frozen: Trainer | None = None
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
-        self._test = partial(PairedTest, drift.alpha / CHALLENGERS, drift.min_effect, **limits)
+        self._test = partial(PairedTest, drift.alpha / MOST, drift.min_effect, **limits)
         self._guarding = guard
         self.guard: Guard | None = None
         self._detectors, self._studies = Detectors(schema, drift), Studies()
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected = RejectedSteps(drift.cooldown)
         self.examples = self._decided = 0  # labelled examples observed, decisions made
-        self._configs = {FIRST: champion}  # of every lineage that was ever born ...
-        self._seeds = {FIRST: seed}  # ... and what its first weights were drawn from
+        self._entrants = Entrants(schema, champion, challenger, seed, device)
         self._quiet_until = 0  # no challengers are started before this many examples
         self._trial_of_loss = False  # whether the newest challengers were started because the loss rose
 
@@ -89,14 +88,14 @@ class Arena:
 
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
-        return self._configs[lineage]
+        return self._entrants.configs[lineage]
 
     def seed_of(self, lineage: str) -> int:
         """The seed that the first weights of any lineage were drawn from; KeyError for one not born here.
 
         A copy keeps the seed of its original: table rows that nobody trained are still drawn from it.
         """
-        return self._seeds[lineage]
+        return self._entrants.seeds[lineage]
 
     def observe(self, batch: Batch, created_ms: int) -> list[Event]:
         """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
@@ -294,35 +293,15 @@ class Arena:
         retired = [self._decide("retire", old, now, "a newer alarm makes it old") for old in self.challengers]
         self._quiet_until = self.examples + self._drift.cooldown
         self._trial_of_loss = alert.level == "loss"
-        self.challengers = [
-            Challenger(self._warm(alert.since_ms), "warm", alert.alert_id, self._test()),
-            Challenger(self._fresh(alert.since_ms), "fresh", alert.alert_id, self._test()),
-        ]
+        made = self._entrants.make(self.champion, self._buffer, alert.since_ms)
+        self.challengers = [Challenger(arm, kind, alert.alert_id, self._test()) for kind, arm in made]
         self._studies.begin([challenger.lineage for challenger in self.challengers], alert.since_ms)
         started = [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
         return [*retired, *started]
 
-    def _warm(self, since_ms: int) -> Trainer:
-        """A copy of the champion that learns with the settings that the champion does not use.
-
-        These are the challenger's, or the first champion's where the champion was a challenger itself: a copy
-        that learns exactly as its original cannot be better.
-        """
-        config = trial.other_settings(self.champion.config, *self._settings)
-        trainer = self.champion.clone(self.born(config, self.champion.seed), config)
-        return self._buffer.teach(trainer, since_ms)
-
-    def _fresh(self, since_ms: int) -> Trainer:
-        """An untrained model of the challenger's kind, which has nothing to unlearn."""
-        config, seed = self._settings[1], self._seed + len(self._configs)
-        trainer = Trainer(self._schema, config, seed, self.born(config, seed), self._device)
-        return self._buffer.teach(trainer, since_ms)
-
     def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""
-        name = f"L{len(self._configs) + 1}"
-        self._configs[name], self._seeds[name] = config, seed
-        return name
+        return self._entrants.born(config, seed)
 
     def _decide(self, action: Action, challenger: Challenger, now: Now, why: str = "") -> Decision:
         """The decision about a challenger, with the metrics of both sides on the events of the test."""
@@ -349,6 +328,8 @@ class Arena:
         files = {
             name: data for key in arms for name, data in prefixed(f"arms/{key}", arms[key].state()).items()
         }
+        past, entrants = self._entrants.state()
+        files |= past
         files["detectors.npz"] = pack(self._detectors.state())
         files["prequential.npz"] = pack(self._measured.windows.state())
         files["buffer.npz"] = pack(self._buffer.state())
@@ -358,8 +339,7 @@ class Arena:
             "frozen": self.frozen is not None,
             "guard": None if self.guard is None else self.guard.state(),
             "challengers": [challenger.record() for challenger in self.challengers],
-            "configs": {lineage: config.to_dict() for lineage, config in self._configs.items()},
-            "seeds": dict(self._seeds),
+            "entrants": entrants,
             "rejected": self._rejected.state(),
             "studies": self._studies.record(),
             "counts": [self.examples, self._decided, self._quiet_until, int(self._trial_of_loss)],
@@ -385,13 +365,12 @@ class Arena:
         challengers = [
             Challenger.restored(arm(each["lineage"]), self._test(), each) for each in record["challengers"]
         ]
+        self._entrants.load(files, record["entrants"])
         self.champion, self.challengers = champion, challengers
         self.continuous, self.frozen, self.guard = continuous, frozen, guard
         self._detectors.load(unpack(files["detectors.npz"]))
         self._measured.windows.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
-        self._configs = {name: ModelConfig.from_dict(config) for name, config in record["configs"].items()}
-        self._seeds = dict(record["seeds"])
         self._rejected.load(record["rejected"])
         self._studies.load(record["studies"])
         self.examples, self._decided, self._quiet_until, of_loss = record["counts"]

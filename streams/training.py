@@ -6,9 +6,10 @@ from typing import Any
 
 from infra.clock import now_ms
 from infra.metrics import Metrics
-from learners.arena import FIRST, Arena, Decision, Event
+from learners.arena import Arena, Decision, Event
 from learners.batch import Batch, Schema
 from learners.challenger import Now
+from learners.entrants import FIRST
 from learners.entries import Position, Run, Settings, Steered, Version
 from learners.ledger import Ledger
 from learners.recipe import Recipe

@@ -181,7 +181,13 @@ class Full:
 
     def __init__(self, task: Task) -> None:
         self._arena = Arena(
-            task.schema, task.model, task.challenger, task.drift, task.seed, metrics_every=NO_ROWS
+            task.schema,
+            task.model,
+            task.challenger,
+            task.drift,
+            task.seed,
+            metrics_every=NO_ROWS,
+            guard=task.guard,
         )
         self.alerts: list[Alert] = []
         self.decisions: list[Decision] = []

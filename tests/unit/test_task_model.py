@@ -57,6 +57,18 @@ def test_the_settings_of_a_net_are_read() -> None:
             "remove this line; it is for family dcn, deepfm, logistic, mlp, two_tower, svm, rff_svm",
         ),
         (
+            ["admit_after = 3"], 1, 'model.admit_after has no effect with table = "hashed"',
+            "remove this line; it is for table exact",
+        ),
+        (
+            ['family = "knn"', 'table = "exact"'], 2, 'model.table has no effect with family = "knn"',
+            "remove this line; it is for family dcn",
+        ),
+        (
+            ["units = 8"], 1, 'model.units has no effect with family = "dcn"',
+            "remove this line; it is for family rnn, gru, lstm, transformer, text_cnn, text_rnn_cnn, image_cnn",
+        ),
+        (
             ["momentum = 0.9"], 1, 'model.momentum has no effect with optimiser = "adam"',
             "remove this line; it is for optimiser sgd",
         ),

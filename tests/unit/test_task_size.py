@@ -35,6 +35,11 @@ def test_the_estimate_counts_what_blocks_take(family: str, layers: int) -> None:
     check_estimate(ModelConfig(family=family, embedding=4, rows=64, units=8, layers=layers), RICH)
 
 
+def test_the_estimate_counts_the_ids_of_an_exact_table() -> None:
+    for family in ("dcn", "logistic", "gru"):
+        check_estimate(ModelConfig(family=family, embedding=4, rows=4096, table="exact"), RICH)
+
+
 def schema_of(numbers: int, categories: int) -> Schema:
     return Schema(tuple(f"n{i}" for i in range(numbers)), tuple(f"c{i}" for i in range(categories)), "f")
 

@@ -63,6 +63,8 @@ MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "schedule_factor": (0.001, 1),
     "warmup_steps": (0, 1_000_000_000),
     "smallest_batch": (0, 65536),
+    "replay": (0, 16),
+    "replay_rows": (1, 1_000_000),
     "random_features": (1, 16384),
     "kernel_width": (1e-3, 1e3),
     "neighbours": (1, 1024),
@@ -241,6 +243,8 @@ class ModelConfig:
     learning_rate: float = 0.002
     batch_size: int = 256
     smallest_batch: int = 0  # above 0: steps start this small and grow to batch_size
+    replay: int = 0  # how many rows are learned again for each new one ...
+    replay_rows: int = 200_000  # ... of the newest so many
     weight_decay: float = 0.0
     clip_norm: float = 5.0
     momentum: float = 0.0
@@ -294,6 +298,9 @@ class ModelConfig:
                 f"weight_decay {self.weight_decay}",
                 "the first two must be above 0 and the last at least 0",
             )
+        if self.replay and self.recent_labels:
+            fix = "leave one of them out: rows that come again would count as recent"
+            raise UserError("model replay does not go with recent_labels", fix)
         if self.nesterov and not self.momentum:
             raise UserError("model nesterov is true without momentum", "give a momentum too, such as 0.9")
         margin = self.family in MARGIN_FAMILIES

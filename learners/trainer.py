@@ -20,6 +20,7 @@ from learners.batch import Batch, ModelConfig, Schema
 from learners.lesson import Learned, lesson_of
 from learners.models import Counter, build_model
 from learners.models.base import tensor
+from learners.replay import Replay
 from learners.weights import Update
 
 EVERY_STATISTIC = ("mean", "var", "count", "seen")  # that every family keeps
@@ -49,6 +50,7 @@ class Trainer:
         self.model = build_model(schema, config, seed, pick_device(device))
         self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
         self.lesson = lesson_of(self.model, config)
+        self.replay = Replay(schema, config.replay_rows, seed) if config.replay else None
         self.examples = self.steps = self.dropped = 0
         self.refresh = 0
         self.chain = weights.first_chain(schema, config, seed, lineage)
@@ -84,12 +86,23 @@ class Trainer:
         or infinite is one cause) changes nothing and counts in `dropped`.
         """
         self._work(batch, scored=False)
+        self._replay(batch)
 
     def test_then_train(self, batch: Batch) -> NDArray[np.float32]:
         """`train`, and the probabilities float32 [n] of the rows, each by the weights before the step of its row."""
-        return torch.cat(self._work(batch, scored=True)).cpu().numpy()
+        scores: NDArray[np.float32] = torch.cat(self._work(batch, scored=True)).cpu().numpy()
+        self._replay(batch)
+        return scores
 
-    def _work(self, batch: Batch, *, scored: bool) -> list[Tensor]:
+    def _replay(self, batch: Batch) -> None:
+        """With a replay memory, learn as many older rows as the settings say, then remember these."""
+        if self.replay is None:
+            return
+        for _ in range(self.config.replay):
+            self._work(self.replay.draw(len(batch)), scored=False, fresh=False)
+        self.replay.add(batch)
+
+    def _work(self, batch: Batch, *, scored: bool, fresh: bool = True) -> list[Tensor]:
         numbers, index = self.model.inputs(batch.numbers, batch.categories)
         label = tensor(batch.label, self.device)
         weight = tensor(batch.weight, self.device)
@@ -100,21 +113,21 @@ class Trainer:
             if start and self.model.vocabulary is not None:  # ids may have other rows since the last step
                 rows = self.model.index(tensor(batch.categories[part], self.device))
             learned = self.lesson.learn(numbers[part], rows, label[part], weight[part], scored=scored)
-            self._note(learned)
-            if learned.steps:
+            self._note(learned, fresh)
+            if learned.steps and fresh:
                 self._meet(batch.categories[part])
             if scored and learned.scores is not None:
                 scores.append(learned.scores)
             start = part.stop
         return scores
 
-    def _note(self, learned: Learned) -> None:
+    def _note(self, learned: Learned, fresh: bool) -> None:
         self.dropped += learned.rejected
         if learned.steps:
             self.touched[learned.touched] = True
             self.changed[learned.touched] = True
             self.unsent = True
-            self.examples += learned.examples
+            self.examples += learned.examples if fresh else 0
             self.steps += learned.steps
 
     def _meet(self, ids: NDArray[np.int64]) -> None:
@@ -197,6 +210,8 @@ class Trainer:
         tensors["changed"] = self.changed.cpu()
         touched = self.touched.nonzero().squeeze(1)
         tensors |= self.lesson.memory(touched)
+        if self.replay is not None:
+            tensors |= self.replay.state()
         if self.model.vocabulary is not None:
             tensors |= self.model.vocabulary.memory(touched.cpu().numpy())
         return {STATE_TENSORS: tensors_to_bytes(tensors), STATE_RECORD: json.dumps(self._record()).encode()}
@@ -236,5 +251,7 @@ class Trainer:
         self.touched[touched] = True
         self.changed.copy_(tensors["changed"])
         self.lesson.restore(tensors, touched)
+        if self.replay is not None:
+            self.replay.load(tensors)
         if self.model.vocabulary is not None:
             self.model.vocabulary.restore(tensors, named[weights.INDEX].numpy())

@@ -30,6 +30,8 @@ _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule_factor": ("schedule", ("step", "cosine", "plateau")),
     "warmup_steps": _GRADIENTS,
     "smallest_batch": _GRADIENTS,
+    "replay": _GRADIENTS,
+    "replay_rows": _GRADIENTS,
     "random_features": ("family", ("rff_svm",)),
     "kernel_width": ("family", ("rff_svm",)),
     "neighbours": ("family", ("knn",)),

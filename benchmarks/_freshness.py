@@ -1,0 +1,161 @@
+"""The measurement behind freshness.py: labels at a steady rate through the real roles, and backtests by interval."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._broker import Bench
+from benchmarks._refreshes import Refreshes
+from infra.blobs import Blobs
+from infra.errors import UserError
+from infra.kafka import create_topics, make_producer, read_all
+from streams.backtest import OPEN_KEY, Options, make_settings
+from streams.backtest_engine import Backtest
+from streams.heads import Heads
+from streams.prepare import prepare
+from streams.privacy import Pseudonymiser
+from streams.simulate import parse_change, simulate
+from streams.task import Task, load_task
+from streams.topics import Topics
+
+PROBES = 40  # events a second that are scored meanwhile
+STEP_S = 0.01  # labels are sent in portions of so much time
+WARM_UP_S = 1.0  # of labels that are not counted, since the roles still load what they need
+SETTLE_S, PATIENCE_S = 2.0, 60.0  # what is scored after the last label was learned; how long that may take
+
+
+@dataclass
+class Found:
+    """`seconds` [labels] from sending a label to the first score that knows it; bytes of refreshes and whole model."""
+
+    seconds: NDArray[np.float64]
+    refresh_bytes: list[int]
+    whole_bytes: int
+
+
+@dataclass
+class _Sent:
+    """Event time of labels, ascending, and when each was sent, in ms."""
+
+    event_ms: list[int] = field(default_factory=list)
+    at_ms: list[float] = field(default_factory=list)
+
+
+def run(bench: Bench, rate: int, seconds: float, refresh_every: str) -> Found:
+    """Measure on a bench with one partition. Raises UserError when the roles do not keep up."""
+    task = _task(bench, refresh_every)
+    warm = round(rate * WARM_UP_S)
+    labels, probes = warm + round(rate * seconds), round(PROBES * (seconds + 2 * (SETTLE_S + PATIENCE_S)))
+    items = [
+        item for item in simulate("clicks", seed=1, events=labels + probes).items() if item.kind == "event"
+    ]
+    events = [item for item in items if isinstance(item.value, dict)]
+    with ExitStack() as stack:
+        bench.register([task])
+        workers = {
+            name: stack.enter_context(bench.worker(name, _command(name, task)))
+            for name in ("serve", "join", "learn")
+        }
+        for name in ("serve", "join"):
+            bench.await_group(f"driftline-{task.name}-{name}", workers[name])
+        topics, encode = Topics.of(task), msgspec.json.encode
+        producer = make_producer(bench.kafka)
+        stack.callback(producer.close)
+        for item in events[:labels]:
+            producer.send(topics.events, key=item.key.encode(), value=encode(item.value))
+        producer.flush()
+        bench.until(lambda: bench.count(topics.predictions) >= labels, workers["serve"], "score", 300.0)
+        updates = stack.enter_context(Refreshes(bench.kafka, topics.model_updates))
+        rest = iter(events[labels:])
+        _, metas = _drive(producer, topics, events[:warm], rest, rate, updates)
+        sent, more = _drive(producer, topics, events[warm:labels], rest, rate, updates)
+        workers["learn"].check()
+        time.sleep(1.0)
+        rows = [
+            msgspec.json.decode(record.value or b"{}") for record in read_all(bench.kafka, topics.predictions)
+        ]
+    # The learner has ended, and left its last whole model for workers that start.
+    head = Heads(Blobs(bench.settings.blobs), task.name).get()
+    return _found(sent, metas + more, rows, len(head.payload) if head else 0)
+
+
+def backtest(events: int, refresh: str) -> dict[str, float]:
+    """Metrics of the continuous policy on simulated clicks with a drift in the middle, refreshed so often."""
+    task = load_task("clicks")
+    change = parse_change("sudden@0.5")
+    source = simulate("clicks", seed=1, events=events, changes=[change])
+    settings = make_settings(task, source, Options(refresh="" if refresh == "0s" else refresh))
+    run = Backtest(task, Pseudonymiser(OPEN_KEY), ["continuous"], source.events, settings)
+    run.run(source.items())
+    return run.metrics(run.lanes[0])
+
+
+def _command(role: str, task: Task) -> list[str]:
+    return [sys.executable, "-m", "streams.cli", role, "--task", str(task.path)]
+
+
+def _task(bench: Bench, refresh_every: str) -> Task:
+    text = load_task("clicks").text.replace('name = "clicks"', 'name = "fresh"')
+    text = text.replace("missing = 0", 'missing = "drop"')
+    text = text.replace('window = "10m"', 'window = "3650d"')  # a label counts whenever it comes
+    path = bench.home / "fresh.toml"
+    path.write_text(text + f'\n[serving]\nrefresh_every = "{refresh_every}"\n')
+    task = load_task(str(path))
+    create_topics(bench.kafka, {Topics.of(task).events: (1, {})})
+    prepare(task, bench.settings)
+    return task
+
+
+def _drive(
+    producer: Any, topics: Topics, labelled: list[Any], probes: Iterator[Any], rate: int, updates: Refreshes
+) -> tuple[_Sent, list[dict[str, Any]]]:
+    """Send labels at the rate and probes beside them, until all labels were learned and a little longer.
+
+    Returns what was sent and the metas of all updates. Raises UserError when learning takes too long.
+    """
+    sent, metas, portion = _Sent(), list[dict[str, Any]](), max(1, round(rate * STEP_S))
+    encode, begin, at, probed, end = msgspec.json.encode, time.monotonic(), 0, 0, math.inf
+    while (now := time.monotonic() - begin) < end:
+        for item in islice(probes, max(0, round(now * PROBES) - probed)):
+            producer.send(topics.events, key=item.key.encode(), value=encode(item.value))
+            probed += 1
+        while at < len(labelled) and at <= now * rate:
+            for item in labelled[at : at + portion]:
+                label = {"event_id": item.value["event_id"], "click": int(item.time_ms % 7 == 0)}
+                producer.send(topics.labels, value=encode(label))
+                sent.event_ms.append(item.time_ms)
+                sent.at_ms.append(time.time() * 1000)
+            at += portion
+        producer.flush()
+        metas += updates.poll(timeout_ms=2)
+        if at >= len(labelled) and metas and metas[-1]["event_ms"] >= labelled[-1].time_ms:
+            end = min(end, now + SETTLE_S)
+        if now > len(labelled) / rate + PATIENCE_S:
+            raise UserError("the learner did not keep up with the labels", "lower --rate")
+    return sent, metas
+
+
+def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]], whole: int) -> Found:
+    """Times by version: when a version was first seen in a score, and up to which event it has learned."""
+    number = {meta["version"]: i for i, meta in enumerate(metas)}
+    used = sorted((row["processed_at"], number[row["version"]]) for row in rows if row["version"] in number)
+    times, versions = (
+        np.array([at for at, _ in used]),
+        np.maximum.accumulate([version for _, version in used]),
+    )
+    learned = np.maximum.accumulate([meta["event_ms"] for meta in metas])
+    first = np.searchsorted(learned, sent.event_ms)  # the first update that learned the label ...
+    place = np.searchsorted(versions, first)  # ... and the first score by it or a later one
+    if place.max() >= len(times):
+        raise UserError("not every label reached a score in time", "lower --rate")
+    refreshes = [meta["bytes"] for meta in metas if meta["kind"] == "refresh"]
+    return Found((times[place] - np.array(sent.at_ms)) / 1000.0, refreshes, whole)

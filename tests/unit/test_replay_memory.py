@@ -1,0 +1,65 @@
+"""Rows that are learned again: which, and that a trainer with a memory goes on as if it had not stopped."""
+
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from learners.batch import ModelConfig
+from learners.replay import Replay
+from learners.trainer import Trainer
+from tests.learner_rows import SCHEMA, contents, log_loss, rows
+
+CONFIG = ModelConfig(embedding=4, rows=64, hidden=(16,), batch_size=16, replay=3, replay_rows=150)
+
+
+def trainer(**settings: int) -> Trainer:
+    return Trainer(SCHEMA, ModelConfig(**{**CONFIG.to_dict(), **settings, "hidden": (16,)}), 7, "L1", "cpu")
+
+
+def test_the_newest_rows_are_kept_and_drawn_alike() -> None:
+    memory, batch = Replay(SCHEMA, 100, 1), rows(260)
+    for start in (0, 70, 180):
+        memory.add(batch.slice(start, min(start + 110, 260) if start else 70))
+    drawn = memory.draw(20_000)
+    ids = {number: i for i, number in enumerate(batch.numbers[:, 0].tolist())}
+    seen = np.array([ids[number] for number in drawn.numbers[:, 0].tolist()])
+    assert (len(memory), int(seen.min()), int(seen.max())) == (100, 160, 259)
+    assert np.bincount(seen, minlength=260)[160:].min() > 120
+    np.testing.assert_array_equal(drawn.categories, batch.categories[seen])
+    np.testing.assert_array_equal(drawn.label, batch.label[seen])
+
+
+def test_rows_without_a_finite_label_are_not_kept() -> None:
+    memory, batch = Replay(SCHEMA, 100, 1), rows(10)
+    batch.label[3] = np.nan
+    memory.add(batch)
+    assert len(memory) == 9
+    assert np.isfinite(memory.draw(500).label).all()
+
+
+def test_replay_learns_more_from_the_same_rows() -> None:
+    plain, again, unseen = trainer(replay=0), trainer(), rows(400, 9)
+    for each in (plain, again):
+        for start in range(0, 600, 60):
+            each.train(rows(600).slice(start, start + 60))
+    losses = [
+        log_loss(each.score(unseen.numbers, unseen.categories), unseen.label) for each in (plain, again)
+    ]
+    assert losses[1] < 0.8 * losses[0]
+    assert (plain.examples, again.examples) == (600, 600)
+    assert again.steps > 3 * plain.steps
+
+
+def test_a_saved_memory_draws_what_it_would_have_drawn() -> None:
+    first, second = trainer(), trainer()
+    first.train(rows(100))
+    first.train(rows(90, 2))
+    second.load(first.state())
+    for each in (first, second):
+        each.train(rows(80, 3))
+    assert contents(first) == contents(second)
+
+
+def test_recent_labels_and_replay_do_not_go_together() -> None:
+    with pytest.raises(UserError, match="recent_labels"):
+        ModelConfig(replay=1, recent_labels=(4,))

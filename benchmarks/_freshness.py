@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from benchmarks._broker import Bench
 from benchmarks._refreshes import Refreshes
-from infra.blobs import Blobs
 from infra.errors import UserError
 from infra.kafka import create_topics, make_producer, read_all
+from learners.batch import Batch, ModelConfig, Schema
+from learners.slot import encode_full, encode_refresh
+from learners.trainer import Trainer
 from streams.backtest import OPEN_KEY, Options, make_settings
 from streams.backtest_engine import Backtest
-from streams.heads import Heads
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.simulate import parse_change, simulate
@@ -35,11 +36,10 @@ SETTLE_S, PATIENCE_S = 2.0, 60.0  # what is scored after the last label was lear
 
 @dataclass
 class Found:
-    """`seconds` [labels] from sending a label to the first score that knows it; bytes of refreshes and whole model."""
+    """`seconds` [labels] from sending a label to the first score that knows it; bytes of the refreshes."""
 
     seconds: NDArray[np.float64]
     refresh_bytes: list[int]
-    whole_bytes: int
 
 
 @dataclass
@@ -83,9 +83,7 @@ def run(bench: Bench, rate: int, seconds: float, refresh_every: str) -> Found:
         rows = [
             msgspec.json.decode(record.value or b"{}") for record in read_all(bench.kafka, topics.predictions)
         ]
-    # The learner has ended, and left its last whole model for workers that start.
-    head = Heads(Blobs(bench.settings.blobs), task.name).get()
-    return _found(sent, metas + more, rows, len(head.payload) if head else 0)
+    return _found(sent, metas + more, rows)
 
 
 def backtest(events: int, refresh: str) -> dict[str, float]:
@@ -97,6 +95,24 @@ def backtest(events: int, refresh: str) -> dict[str, float]:
     run = Backtest(task, Pseudonymiser(OPEN_KEY), ["continuous"], source.events, settings)
     run.run(source.items())
     return run.metrics(run.lanes[0])
+
+
+def update_bytes(rows: int, every: int) -> tuple[float, int]:
+    """Mean bytes of a refresh after `every` rows, and bytes of the whole model, once `rows` were learned.
+
+    A DeepFM of 8 categories of 16 numbers whose values follow Zipf's law (exponent 1.2, 50,000 values at most).
+    """
+    random, schema = np.random.default_rng(1), Schema(("n",), tuple(f"c{i}" for i in range(8)), "benchmark")
+    config = ModelConfig(family="deepfm", embedding=16, rows=65_536, batch_size=256)
+    trainer, sizes = Trainer(schema, config, 1, "L1", "cpu"), []
+    for start in range(0, rows + 20 * every, every):
+        values = random.zipf(1.2, (every, 8)) % 50_000 + 1
+        label, times = (random.random(every) < 0.1).astype(np.float32), np.arange(every, dtype=np.int64)
+        number = random.normal(size=(every, 1)).astype(np.float32)
+        trainer.train(Batch([""] * every, times, times, number, values, label * 0.0, label))
+        payload = encode_refresh(trainer, event_ms=0, created_ms=0)[1]
+        sizes += [len(payload)] if start >= rows else []
+    return float(np.mean(sizes)), len(encode_full(trainer, event_ms=0, created_ms=0)[1])
 
 
 def _command(role: str, task: Task) -> list[str]:
@@ -144,7 +160,7 @@ def _drive(
     return sent, metas
 
 
-def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]], whole: int) -> Found:
+def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Found:
     """Times by version: when a version was first seen in a score, and up to which event it has learned."""
     number = {meta["version"]: i for i, meta in enumerate(metas)}
     used = sorted((row["processed_at"], number[row["version"]]) for row in rows if row["version"] in number)
@@ -158,4 +174,4 @@ def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]],
     if place.max() >= len(times):
         raise UserError("not every label reached a score in time", "lower --rate")
     refreshes = [meta["bytes"] for meta in metas if meta["kind"] == "refresh"]
-    return Found((times[place] - np.array(sent.at_ms)) / 1000.0, refreshes, whole)
+    return Found((times[place] - np.array(sent.at_ms)) / 1000.0, refreshes)

@@ -37,7 +37,7 @@ from benchmarks import _drift_peers as peers
 from benchmarks._common import ROOT, finish, parser, table
 from benchmarks._drift_streams import MAKERS, Drifting, real
 
-LENGTH, QUICK_LENGTH = 6_000, 4_000  # rows of a stretch without a change, about
+LENGTH, QUICK_LENGTH = 6_000, 3_000  # rows of a stretch without a change, about
 WINDOW = 2_500
 HORIZON = 5_000
 PERIOD = 2_500

@@ -196,7 +196,7 @@ class Arena:
         events: list[Event] = []
         for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
             verdict, waited = challenger.test.verdict, challenger.test.count >= self._drift.max_events
-            if verdict == "promote" and self._drift.policy == "better":
+            if verdict == "promote" and self._drift.policy in ("better", "always"):
                 return [*events, *self._promote(challenger, now)]
             if verdict == "reject" or waited:
                 self.challengers.remove(challenger)
@@ -285,19 +285,31 @@ class Arena:
         holds, so they retire for ones that begin with the onset of the rise.
         """
         if not alerts:
-            return []
+            return self._start_unasked(now)
         alert = alerts[0]  # the loss detector's, if it raised one
         news = alert.level == "loss" and not self._trial_of_loss
         if not news and (self.challengers or self.examples < self._quiet_until):
             return []
         retired = [self._decide("retire", old, now, "a newer alarm makes it old") for old in self.challengers]
-        self._quiet_until = self.examples + self._drift.cooldown
         self._trial_of_loss = alert.level == "loss"
-        made = self._entrants.make(self.champion, self._buffer, alert.since_ms)
-        self.challengers = [Challenger(arm, kind, alert.alert_id, self._test()) for kind, arm in made]
-        self._studies.begin([challenger.lineage for challenger in self.challengers], alert.since_ms)
-        started = [self._decide("start", challenger, now, alert.message) for challenger in self.challengers]
-        return [*retired, *started]
+        return [*retired, *self._begin(alert.alert_id, alert.message, alert.since_ms, now)]
+
+    def _start_unasked(self, now: Now) -> list[Event]:
+        """Under the policy "always", challengers without an alarm, when there have been none for a while."""
+        free_from = self._quiet_until + self._drift.cooldown
+        if self._drift.policy != "always" or self.challengers or self.examples < free_from:
+            return []
+        self._trial_of_loss = False
+        since_ms = next(int(batch.event_ms[0]) for batch in self._buffer)
+        return self._begin(f"always-{self.examples}", "the policy is to try always", since_ms, now)
+
+    def _begin(self, alert_id: str, why: str, since_ms: int, now: Now) -> list[Event]:
+        """New challengers, taught what came since then, instead of those that there are."""
+        self._quiet_until = self.examples + self._drift.cooldown
+        made = self._entrants.make(self.champion, self._buffer, since_ms)
+        self.challengers = [Challenger(arm, kind, alert_id, self._test()) for kind, arm in made]
+        self._studies.begin([challenger.lineage for challenger in self.challengers], since_ms)
+        return [self._decide("start", challenger, now, why) for challenger in self.challengers]
 
     def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""

@@ -6,8 +6,8 @@ The detector of a rise of the loss is in learners/loss_drift.py, that of inputs 
 from dataclasses import dataclass
 from typing import Literal
 
-Policy = Literal["better", "manual", "shadow"]
-POLICIES: tuple[Policy, ...] = ("better", "manual", "shadow")
+Policy = Literal["better", "always", "manual", "shadow"]
+POLICIES: tuple[Policy, ...] = ("better", "always", "manual", "shadow")
 
 DETECTORS = ("ranks", "adwin", "page_hinkley", "ddm", "eddm", "kswin")
 """What can watch the loss: our own, and River's by their names there."""
@@ -31,7 +31,7 @@ class DriftConfig:
     min_events: int = 200  # no verdict before a challenger was tested on this many
     max_events: int = 20_000  # a challenger without a verdict gives up after this many
     cooldown: int = 2_000  # one drift, one alert: a detector is silent this long after its alert
-    policy: Policy = "better"  # "manual" and "shadow" recommend, and never promote by themselves
+    policy: Policy = "better"  # "always" needs no alarm; "manual" and "shadow" only recommend
     window: int = 1_000  # size of the current window of the input and score detector
     keep_reference: bool = True  # the first lineage goes on learning after it was replaced, to compare
     ignore: tuple[str, ...] = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")  # the clock is no drift

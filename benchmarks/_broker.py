@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks._common import environment
 from infra.embedded import EmbeddedKafka
 from infra.errors import UserError
 from infra.guard import Guarded
-from infra.kafka import create_topics, end_offsets, group_ready
+from infra.kafka import create_topics, end_offsets, group_ready, read_all
 from infra.settings import Settings
 from infra.supervisor import last_lines
 from streams.feed import feed
@@ -20,6 +23,7 @@ from streams.prepare import prepare
 from streams.simulate import simulate
 from streams.task import Task, load_task
 from streams.topics import Topics
+from streams.wire import decode_rows
 
 START_S = 90.0
 # The broker's clock stamps what it appends, so that programs with producers of their own are timed alike.
@@ -113,10 +117,10 @@ class Bench:
             process.stop()
 
     @contextmanager
-    def serve(self, task: Task) -> Iterator[Worker]:
-        """The real `driftline serve` of a task."""
+    def serve(self, task: Task, name: str = "") -> Iterator[Worker]:
+        """The real `driftline serve` of a task; `name` tells several of them apart."""
         command = [sys.executable, "-m", "streams.cli", "serve", "--task", str(task.path)]
-        with self.worker(f"serve-{task.name}", command) as worker:
+        with self.worker("-".join(filter(None, ["serve", task.name, name])), command) as worker:
             yield worker
 
     def register(self, tasks: Sequence[Task]) -> None:
@@ -144,6 +148,27 @@ class Bench:
                 )
             time.sleep(0.2)
 
+    def rate(self, task: Task, events: int) -> float:
+        """Predictions a second of a worker that is done, by Kafka's clock: from a tenth of the `events` read by the
+        second step to nine tenths of them predicted. Outputs alone would flatter a first step that runs ahead.
+        """
+        topics = Topics.of(task)
+        records = sorted(read_all(self.kafka, topics.stage(1)), key=lambda record: record.timestamp)
+        read = np.cumsum([len(decode_rows(record.value)) for record in records])
+        begin_ms = records[int(np.searchsorted(read, events // 10))].timestamp
+        predicted = append_times(self.kafka, topics.predictions)
+        return middle_rate(len(predicted), begin_ms, int(predicted[len(predicted) * 9 // 10]))
+
     def count(self, topic: str) -> int:
         """About how many records a topic has: markers of transactions count too."""
         return sum(end_offsets(self.kafka, topic).values())
+
+
+def append_times(kafka: str, topic: str) -> NDArray[np.int64]:
+    """When the broker got each record, in ms, ascending. Open transactions count: their work is done."""
+    return np.sort([record.timestamp for record in read_all(kafka, topic, read_committed=False)])
+
+
+def middle_rate(outputs: int, begin_ms: int, end_ms: int) -> float:
+    """A second, of the eight tenths of `outputs` between the two moments."""
+    return 0.8 * outputs / (max(1, end_ms - begin_ms) / 1000)

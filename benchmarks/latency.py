@@ -16,10 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its
 from benchmarks._common import finish, parser, scratch, table
 
 if TYPE_CHECKING:
+    from benchmarks._broker import Bench
     from benchmarks._probe import Lap
+    from streams.task import Task
 
 GUARANTEES = ("exactly_once", "at_least_once")
 WARM_UP_S = 3.0
+CURVE = (10, 100, 500, 1000, 2000, 5000, 10_000, 20_000)  # events/s
 PARTS = (
     ("to the events topic", "producer and broker"),
     ("to step 1's output", "fetch, pause since the last commit, features of the key"),
@@ -38,6 +41,11 @@ def main() -> None:
     made.add_argument("--partitions", type=int, default=4, help="of every topic (default: 4)")
     made.add_argument(
         "--commit-every", default="", metavar="TIME", help='serving.commit_every, such as "5ms"'
+    )
+    made.add_argument(
+        "--curve",
+        action="store_true",
+        help="one turn of each guarantee at ever higher rates, until it is too much",
     )
     args = made.parse_args()
     finish(lambda: measure(args), args.json)
@@ -60,10 +68,39 @@ def measure(args: Namespace) -> Mapping[str, float]:
         with bench.serve(tasks["exactly_once"]) as first, bench.serve(tasks["at_least_once"]) as second:
             for task, worker in zip(tasks.values(), (first, second), strict=True):
                 bench.await_group(f"driftline-{task.name}-serve", worker)
+            if args.curve:
+                return _curve(bench, tasks, seconds)
             found = laps(bench, tasks, args.rate, [WARM_UP_S, *[seconds] * rounds])
     kept = {name: [lap for lap in every if lap.number > 0] for name, every in found.items()}
     print(f"{args.rate:g} events/s, {rounds} turns of {seconds:g} s each, {args.partitions} partitions\n")
     return _report(kept)
+
+
+def _curve(bench: "Bench", tasks: "Mapping[str, Task]", seconds: float) -> Mapping[str, float]:
+    """Latency by load; ends where predictions do not keep up with the events any more."""
+    import numpy as np
+
+    from benchmarks._probe import laps
+    from infra.errors import UserError
+
+    figures: dict[str, float] = {}
+    rows: list[list[str | float]] = []
+    for number, rate in enumerate(CURVE):
+        try:
+            found = laps(bench, tasks, rate, [WARM_UP_S / 3, seconds], seed=number + 1)
+        except UserError as error:
+            print(f"{rate:,} events/s are too much: {error}\n")
+            break
+        row: list[str | float] = [f"{rate:,}"]
+        for name, (_, lap) in found.items():
+            p50, p99 = np.percentile(lap.parts.sum(axis=1), [50, 99]).tolist()
+            figures |= {f"{name}_p50_ms_at_{rate}": p50, f"{name}_p99_ms_at_{rate}": p99}
+            row += [p50, p99]
+        rows.append([*row, "█" * max(1, round(figures[f"exactly_once_p50_ms_at_{rate}"] / 10))])
+    print("Milliseconds from an event to its prediction, by load\n")
+    heads = [f"{name} {p}" for name in GUARANTEES for p in ("p50", "p99")]
+    print(table(["events/s", *heads, "█ = 10 ms, exactly once p50"], rows))
+    return figures
 
 
 def _report(kept: Mapping[str, Sequence["Lap"]]) -> Mapping[str, float]:

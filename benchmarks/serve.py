@@ -18,9 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its
 from benchmarks._common import finish, parser, scratch, table
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from benchmarks._broker import Bench, Worker
     from streams.task import Task
 
@@ -95,27 +92,18 @@ def _report(rates: Mapping[str, Sequence[float]], events: int, partitions: int) 
 
 def _driftline(bench: "Bench", task: "Task", events: int) -> float:
     """Events a second of the real serve role, from the first read to the last predicted, without both ends."""
-    import numpy as np
-
-    from infra.kafka import read_all
     from streams.topics import Topics
-    from streams.wire import decode_rows
 
-    topics = Topics.of(task)
     with bench.serve(task) as worker:
-        _await_quiet(bench, worker, topics.predictions, events, 600.0)
-    records = sorted(read_all(bench.kafka, topics.stage(1)), key=lambda record: record.timestamp)
-    read = np.cumsum([len(decode_rows(record.value)) for record in records])
-    begin_ms = records[int(np.searchsorted(read, events // 10))].timestamp
-    predicted = _times(bench, topics.predictions)
-    return _rate(len(predicted), begin_ms, int(predicted[len(predicted) * 9 // 10]))
+        _await_quiet(bench, worker, Topics.of(task).predictions, events, 600.0)
+    return bench.rate(task, events)
 
 
 def _peer(
     bench: "Bench", source: "Task", name: str, python: str, number: int, events: int, seconds: float
 ) -> float:
     """Events a second of a peer: it has one step, so the tenth output stands for the tenth event read."""
-    from benchmarks._broker import STAMPED
+    from benchmarks._broker import STAMPED, append_times, middle_rate
     from benchmarks._peers import write_plan
     from infra.kafka import create_topics
 
@@ -137,13 +125,8 @@ def _peer(
         command += ["worker", "--loglevel", "warn"]
     with bench.worker(full, command) as worker:
         _await_quiet(bench, worker, out, events, seconds)
-    times = _times(bench, out)
-    begin, end = len(times) // 10, len(times) * 9 // 10
-    return _rate(len(times), int(times[begin]), int(times[end]))
-
-
-def _rate(outputs: int, begin_ms: int, end_ms: int) -> float:
-    return 0.8 * outputs / (max(1, end_ms - begin_ms) / 1000)
+    times = append_times(bench.kafka, out)
+    return middle_rate(len(times), int(times[len(times) // 10]), int(times[len(times) * 9 // 10]))
 
 
 def _await_quiet(bench: "Bench", worker: "Worker", topic: str, wanted: int, seconds: float) -> None:
@@ -157,15 +140,6 @@ def _await_quiet(bench: "Bench", worker: "Worker", topic: str, wanted: int, seco
             return
         seen = count
         time.sleep(0.5)
-
-
-def _times(bench: "Bench", topic: str) -> "NDArray[np.int64]":
-    """When the broker got each output, ascending. Open transactions count: their work is done."""
-    import numpy as np
-
-    from infra.kafka import read_all
-
-    return np.sort([record.timestamp for record in read_all(bench.kafka, topic, read_committed=False)])
 
 
 if __name__ == "__main__":

@@ -204,14 +204,14 @@ def committed_offsets(address: str, group: str, topic: str) -> dict[int, int]:
     }
 
 
-def group_ready(address: str, group: str) -> bool:
-    """Whether consumer group `group` has members and all of them have their partitions."""
+def group_ready(address: str, group: str, members: int = 1) -> bool:
+    """Whether consumer group `group` has so many members, at least, and all of them have their partitions."""
     with _admin(address) as admin:
         try:
             described = admin.describe_groups([group]).get(group, {})
         except RetriableError:  # the topic that Kafka keeps groups in is made when the first one joins
             return False
-    return described.get("group_state") == "Stable" and bool(described.get("members"))
+    return described.get("group_state") == "Stable" and len(described.get("members", ())) >= members
 
 
 def make_consumer(

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from faust.types import TP
+from numpy.typing import NDArray
 
 from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
@@ -191,8 +192,14 @@ class ServeStep:
         return None
 
     def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
+        scores, version = self._context.live.score(rows.numbers, rows.categories)
+        self._write_predictions(outputs, rows, scores, version)
+        self._write_examples(outputs, rows, scores, version)
+
+    def _write_predictions(
+        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
+    ) -> None:
         context, encode = self._context, self._encoder.encode
-        scores, version = context.live.score(rows.numbers, rows.categories)
         topic, task, processed = context.topics.predictions, context.task.name, now_ms()
         columns = zip(
             rows.ids,
@@ -209,6 +216,11 @@ class ServeStep:
                 event_id, task, score, version, event, received, processed, late, Source(partition, offset)
             )
             outputs.add(topic, self._partition, encode(row), key=event_id.encode())
+
+    def _write_examples(
+        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
+    ) -> None:
+        context = self._context
         targets = np.array([wire.partition_of_id(i, context.settings.partitions) for i in rows.ids], np.int64)
         for target in np.unique(targets).tolist():
             chosen = np.flatnonzero(targets == target)

@@ -37,6 +37,7 @@ NAMES: Mapping[str, str] = {
     "swaps_total": "swaps to another lineage sent or applied",
     "rejected_updates_total": "model updates that failed verification",
     "staleness_ms": "milliseconds from the making of the latest model update to its first use",
+    "learned_age_ms": "milliseconds from the newest event that the latest model update learned of to its first use",
 }
 
 

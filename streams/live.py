@@ -118,6 +118,7 @@ class LiveModel:
             if await self._apply(meta, payload):
                 self._metrics.count("swaps_total" if meta["kind"] == "swap" else "refreshes_total")
                 self._metrics.note("staleness_ms", now_ms() - meta["created_ms"])
+                self._metrics.note("learned_age_ms", now_ms() - meta["event_ms"])
         except BadUpdate as error:
             self._refuse(meta, error, f"model update at offset {record.offset}")
         except (KeyError, ValueError) as error:

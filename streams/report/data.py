@@ -53,7 +53,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the timeline: an alert or a decision, numbered in the order of event time."""
+    """One line of the timeline: an alert or a decision, numbered in the order in which they were made."""
 
     number: int
     event_ms: int
@@ -165,14 +165,16 @@ def _read_entries(archive: Archive, history: History, where: str) -> None:
     for table, columns in (
         (
             "alerts",
-            "alert_id detector level subject strength threshold since_event_id since_ms event_ms version message",
+            "alert_id detector level subject strength threshold since_event_id since_ms event_ms version message"
+            " created_ms",
         ),
         ("decisions", "decision_id action lineage champion reason evidence event_ms created_ms"),
     ):
         names = columns.split()
         for values in archive.query(f"SELECT {', '.join(names)} FROM {table} {where}"):
             rows.append(dict(zip(names, values, strict=True)))
-    rows.sort(key=lambda row: (row["event_ms"], "decision_id" in row, row.get("created_ms", 0)))
+    # As they were made: partitions are not equally far, so event times go back and forth a little.
+    rows.sort(key=lambda row: (row["created_ms"], row["event_ms"], "decision_id" in row))
     for row in rows:
         if "evidence" in row:
             row["evidence"] = _evidence(row["evidence"])

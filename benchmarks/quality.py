@@ -5,6 +5,7 @@ event, boosting those of the Fraud Detection Handbook among them. What counts is
 from day 30 on. Without --data it is a simulated stream, on which the figures say little about real ones.
 """
 
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 DATA = ROOT.parent / "shared" / "data" / "transactions-2018-04_07.parquet"
 TASK = Path(__file__).with_name("transactions.toml")
 FIRST_DAY = 30
+HANDBOOK = (
+    r"TX_AMOUNT|(hour|weekday)_(sin|cos)|customer_TX_AMOUNT_mean_\d+d|(customer|terminal)_count_\d+d"
+    r"|terminal_label_rate_(1|7|30)d"
+)
 NOTES = """\
 continuous        `driftline backtest benchmarks/transactions.toml`, policy continuous: a dcn, as live, in event time.
 weekly boosting   scikit-learn's histogram boosting, trained anew each week on all labels known by then; the Handbook's
@@ -101,7 +106,7 @@ def _boosting(home: Path, found: "Features", first_day: float) -> "NDArray[np.fl
 
     from benchmarks._peers import run_peer, scikit_learn_python
 
-    handbook = [i for i, name in enumerate(found.names) if "ratio" not in name and "since" not in name]
+    handbook = [i for i, name in enumerate(found.names) if re.fullmatch(HANDBOOK, name)]
     rows, out = home / "rows.npz", home / "scores.npz"
     np.savez(
         rows, columns=found.numbers[:, handbook], label=found.label, day=found.day,

@@ -255,3 +255,15 @@ class Trainer:
             self.replay.load(tensors)
         if self.model.vocabulary is not None:
             self.model.vocabulary.restore(tensors, named[weights.INDEX].numpy())
+
+
+def warm_up(schema: Schema, *configs: ModelConfig) -> None:
+    """Compile, or load from the disk, what a step with these settings needs: ten seconds or so, once on a machine.
+
+    A model that is thrown away learns one row. Left to the first labels of a stream, they would wait for the compiler.
+    """
+    one, numbers = np.ones(1, np.int64), np.zeros((1, len(schema.numbers)), np.float32)
+    categories, score = np.zeros((1, schema.ids), np.int64), np.zeros(1, np.float32)
+    for config in dict.fromkeys(configs):
+        row = Batch(["warm-up"], one, one, numbers, categories, score, score)
+        Trainer(schema, config, 0, "L0").train(row)

@@ -35,10 +35,12 @@ def _import_and_compile(task: Task, settings: Settings) -> None:
 
     import streams.learn
     import streams.roles  # noqa: F401
+    from learners.trainer import warm_up as warm_up_steps
     from streams.live import LiveModel
     from streams.serve import warm_up
 
     warm_up(task, LiveModel(task, settings, "first start", Metrics()))
+    warm_up_steps(task.schema, task.model, task.challenger)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from learners.ledger import NO_CHAIN, BrokenLedger, Ledger
 from learners.recipe import Recipe
 from learners.registry import Registry
 from learners.slot import BadUpdate
+from learners.trainer import warm_up
 from streams.announce import Announcer
 from streams.control import Control
 from streams.heads import Heads
@@ -103,6 +104,7 @@ class Learner:
         """Learn until stopped; the last thing is a checkpoint. Raises UserError when Kafka or the disk is lost."""
         place = usable(self._kept.ledger_path, "name another folder with DRIFTLINE_DATA")
         with translated(self._settings.kafka), place:
+            warm_up(self._task.schema, self._task.model, self._task.challenger)
             self.start()
             if self._control is not None:
                 self._control.start()

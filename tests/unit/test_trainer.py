@@ -8,7 +8,7 @@ import torch
 from learners import weights
 from learners.batch import GRADIENT_FAMILIES, OPTIMISERS, Batch, ModelConfig, Schema
 from learners.models import Net
-from learners.trainer import Trainer, pick_device
+from learners.trainer import Trainer, pick_device, warm_up
 from tests.learner_rows import CONFIG, SCHEMA, contents, log_loss, optimiser_of, rows, trainer_of
 
 # Each family with the usual optimiser, and each optimiser with the usual family.
@@ -341,3 +341,8 @@ def test_a_trainer_on_a_gpu_learns_and_its_state_loads_on_the_cpu():
     here = Trainer(SCHEMA, CONFIG, 7, "L1", "cpu")
     here.load(trainer.state())
     np.testing.assert_allclose(here.score(unseen.numbers, unseen.categories), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["dcn", "logistic", "knn", "hoeffding_tree"])
+def test_a_family_is_warmed_up_without_any_data(family):
+    warm_up(SCHEMA, ModelConfig(family=family, batch_size=32))

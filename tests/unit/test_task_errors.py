@@ -34,7 +34,8 @@ def complaint(old: str, new: str) -> str:
             "dealy =",
             25,
             "unknown key label.dealy",
-            'did you mean "delay"? keys here are field, id, time, delay, window, missing',
+            'did you mean "delay"? keys here are field, id, time, delay, window, missing, late, late_for, '
+            "in_memory",
         ),
         (
             "[serving]",
@@ -42,7 +43,7 @@ def complaint(old: str, new: str) -> str:
             56,
             "unknown key servign",
             'did you mean "serving"? keys here are task, event, entities, label, features, privacy, '
-            "model, challenger, drift, serving, topics",
+            "model, challenger, drift, guard, serving, topics",
         ),
         (
             "max_length",
@@ -298,7 +299,7 @@ def complaint(old: str, new: str) -> str:
             'policy = "beter"',
             53,
             'drift.policy is "beter"',
-            'did you mean "better"? use one of better, manual, shadow',
+            'did you mean "better"? use one of better, always, manual, shadow',
         ),
         (
             'commit_every = "5ms"',

@@ -198,8 +198,12 @@ def moved(stream: Stream) -> wire.Rows:
 
 
 def examples(stream: Stream) -> wire.Rows:
-    """The rows of the examples topic, as they were served."""
-    records = read(stream, stream.topics.examples)
+    """The rows of the examples topic, as they were served; labels and their marks stand there too."""
+    records = [
+        record
+        for record in read(stream, stream.topics.examples)
+        if dict(record.headers).get(wire.KIND) == wire.EXAMPLES
+    ]
     return wire.Rows.concat([wire.decode_examples(record.value)[0] for record in records])
 
 

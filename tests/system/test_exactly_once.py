@@ -31,6 +31,17 @@ def texts(broker: Any, topic: str, *, read_committed: bool = True) -> list[str]:
     return [(record.value or b"").decode() for record in records]
 
 
+async def until_stored(kafka: str, group: str, offsets: dict[TP, int]) -> None:
+    """Kafka answers a commit when it is decided; the group hears of it a moment later. Who opens waits for that."""
+    found: dict[TP, int] = {}
+    for _ in range(100):
+        found = await committed_offsets(kafka, group, list(offsets))
+        if found == offsets:
+            return
+        await asyncio.sleep(0.1)
+    assert found == offsets
+
+
 def test_outputs_and_offsets_become_visible_together(broker: Any, topic: str) -> None:
     source = TP(topic, 0)
 
@@ -39,7 +50,7 @@ def test_outputs_and_offsets_become_visible_together(broker: Any, topic: str) ->
         try:
             assert await owner.open([source]) == {source: 0}
             await owner.commit(one(topic, "a"), {source: 7})
-            assert await committed_offsets(broker.address, f"{topic}-group", [source]) == {source: 7}
+            await until_stored(broker.address, f"{topic}-group", {source: 7})
             await owner.commit(one(topic, "b"), {source: 9})
         finally:
             await owner.close()

@@ -84,9 +84,11 @@ class _Turn:
         await self._lock.acquire()
 
     async def __aexit__(self, *error: object) -> None:
-        for _ in range(_ROUNDS):
-            await asyncio.sleep(0)
-        self._lock.release()
+        try:
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
+        finally:
+            self._lock.release()
 
 
 class _Place:

@@ -103,11 +103,11 @@ def _put_file(path: Path, data: bytes) -> None:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename survives a power cut only once the folder itself is on disk."""
+def sync_folder(folder: Path) -> None:
+    """A new or renamed file survives a power cut only once the folder itself is on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from infra.blobs import sync_folder
 from infra.errors import UserError
 from learners.checkpoint import Store
 from learners.entries import Entry, Line
@@ -175,7 +176,7 @@ class Ledger:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             self._open()
         except BlockingIOError:
             os.close(self._file)
@@ -272,12 +273,3 @@ class Ledger:
             os.ftruncate(self._file, self._size)
             raise
         self._size += len(data)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file survives a power cut only once the folder itself is on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -129,7 +129,7 @@ def test_a_learner_that_dies_again_and_again_is_the_undisturbed_one(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[str]
 ) -> None:
     chance, outlet, fate = random.Random(seed), ListOutlet(), Fate(monkeypatch)
-    spans, died, at_once = iter(lambda: chance.randint(1, 90), 0), 0, chance.choice([1, 3, 50])
+    spans, died, at_once = iter(lambda: chance.randint(1, 70), 0), 0, chance.choice([1, 3, 50])
     steps = []
     for learner in lives(fate, tmp_path, outlet, spans, at_once=at_once, checkpoint_every_ms=30):
         died += 1

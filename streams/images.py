@@ -1,30 +1,32 @@
-"""Small images out of an event's text: base64 of a PNG, PGM or PPM, shrunk to the few pixels that a model sees.
+"""Small images out of an event's text: base64 of a JPEG, PNG, PGM or PPM, shrunk to the few pixels that a model sees.
 
-No decoder is among the dependencies, so only what is quickly read is: PNG with 8 bits a channel that is not interlaced
-(W3C PNG, 3rd edition), and the binary netpbm formats P5 and P6 with 8 bits, which are raw pixels behind a size. JPEG is
-refused. The size is checked before anything is unpacked.
+Pillow decodes, with one setting and at full size, so that equal bytes give equal pixels. What an image claims to be is
+checked before anything is unpacked: it comes from outside, and a few bytes can name a size that fills the memory, or
+ask for thousands of passes over it.
 """
 
 import base64
 import binascii
-import re
-import struct
-import zlib
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-
-from featurestore.windows import kernel
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
 MOST_PIXELS = 1 << 22
 """Pixels of an image before it is shrunk: 2048 x 2048. Unpacked it takes at most 16 MiB."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types: grey, RGB, palette, grey and alpha, RGBA
-_NETPBM = re.compile(rb"P([56])\s+(\d{1,5})\s+(\d{1,5})\s+255\s")
+MOST_SCANS = 32
+"""Passes over a progressive JPEG; usual ones have ten. A pass takes a few bytes of file, and some 10 ms of a core."""
+
+_FORMATS = ("JPEG", "PNG", "PPM")
+_SCAN = b"\xff\xda"  # the marker; coded data never has it
+_GREY = ("1", "L", "LA")  # modes of Pillow; "I" and "I;16" are grey with 16 bits
 _LUMA = np.array([299, 587, 114], np.uint32)  # thousandths of red, green and blue in grey (ITU-R BT.601)
+
+Image.MAX_IMAGE_PIXELS = None  # `_check_size` has a lower limit, and does not warn on the console
 
 
 def pixels(text: str, shape: tuple[int, ...]) -> bytes:
@@ -38,103 +40,36 @@ def pixels(text: str, shape: tuple[int, ...]) -> bytes:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("is no base64") from None
-    image = _png(data) if data.startswith(_PNG) else _netpbm(data)
-    return _shrunk(_channels(image, shape[2]), shape).tobytes()
+    return _shrunk(_channels(_decoded(data), shape[2]), shape).tobytes()
 
 
-def _netpbm(data: bytes) -> Pixels:
-    head = _NETPBM.match(data)
-    if head is None:
-        raise ValueError("is neither PNG nor 8-bit PGM or PPM (P5, P6)")
-    channels, width, height = 3 if head[1] == b"6" else 1, int(head[2]), int(head[3])
-    _check_size(width, height)
-    body = data[head.end() :]
-    if len(body) != width * height * channels:
-        raise ValueError(f"has {len(body)} bytes of pixels, not {width} x {height} x {channels}")
-    return np.frombuffer(body, np.uint8).reshape(height, width, channels)
-
-
-def _png(data: bytes) -> Pixels:
-    chunks = _chunks(data)
+def _decoded(data: bytes) -> Pixels:
+    """The pixels [height, width, 1 or 3]. A decoder that meets hostile bytes may raise anything."""
     try:
-        width, height, depth, colour, *ways = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    except (KeyError, struct.error):
-        raise ValueError("is a PNG without a header") from None
-    _check_size(width, height)
-    if depth != 8 or colour not in _CHANNELS or ways != [0, 0, 0]:
-        raise ValueError("is a PNG of another kind than 8 bits a channel, not interlaced")
-    size = width * _CHANNELS[colour]
-    rows = np.frombuffer(_inflated(chunks.get(b"IDAT", b""), height * (1 + size)), np.uint8)
-    rows = rows.reshape(height, 1 + size)
-    if rows[:, 0].max() > 4:
-        raise ValueError("is a PNG with an unknown filter")
-    image = np.zeros((height, size), np.uint8)
-    _unfilter(rows, image, _CHANNELS[colour])
-    image = image.reshape(height, width, -1)
-    return _coloured(image, chunks.get(b"PLTE", b"")) if colour == 3 else image
-
-
-def _chunks(data: bytes) -> dict[bytes, bytes]:
-    """The bodies of a PNG's chunks by their type, those of one type joined."""
-    found: dict[bytes, bytes] = {}
-    at = len(_PNG)
-    while b"IEND" not in found:
-        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        if at + 12 + length > len(data):
-            raise ValueError("is a PNG that is cut short")
-        body, check = data[at + 8 : at + 8 + length], data[at + 8 + length : at + 12 + length]
-        if check != struct.pack(">I", zlib.crc32(kind + body)):
-            raise ValueError("is a damaged PNG")
-        found[kind] = found.get(kind, b"") + body
-        at += 12 + length
-    return found
-
-
-def _inflated(packed: bytes, size: int) -> bytes:
-    unpacker = zlib.decompressobj()
+        image = Image.open(BytesIO(data), formats=_FORMATS)  # reads no more than the head
+    except Exception:
+        raise ValueError("is neither JPEG, PNG, PGM nor PPM, or its head is damaged") from None
+    _check_size(*image.size)
+    if image.format == "JPEG" and data.count(_SCAN) > MOST_SCANS:
+        raise ValueError(f"is a JPEG of more than {MOST_SCANS} scans")
     try:
-        data = unpacker.decompress(packed, size)
-    except zlib.error:
-        raise ValueError("is a PNG whose pixels cannot be unpacked") from None
-    if len(data) != size:
-        raise ValueError("is a PNG with too few pixels")
-    return data
+        if image.format == "PNG":  # loading it does not look at the checksums of its pixels
+            image.verify()
+            image = Image.open(BytesIO(data), formats=_FORMATS)
+        return _bytes_of(image)
+    except Exception:
+        raise ValueError(f"is a {image.format} that is damaged or cut short") from None
 
 
-@kernel
-def _unfilter(rows: Pixels, image: Pixels, step: int) -> None:
-    """Undoes the filters of a PNG's rows u8[height, 1 + size], whose first byte says which; into u8[height, size]."""
-    for y in range(rows.shape[0]):
-        kind = rows[y, 0]
-        for x in range(image.shape[1]):
-            left = int(image[y, x - step]) if x >= step else 0
-            up = int(image[y - 1, x]) if y else 0
-            corner = int(image[y - 1, x - step]) if y and x >= step else 0
-            guess = 0
-            if kind == 1:
-                guess = left
-            elif kind == 2:
-                guess = up
-            elif kind == 3:
-                guess = (left + up) // 2
-            elif kind == 4:  # Paeth: the neighbour nearest to left + up - corner
-                near = (abs(up - corner), abs(left - corner), abs(left + up - 2 * corner))
-                guess = (
-                    left
-                    if near[0] <= near[1] and near[0] <= near[2]
-                    else up
-                    if near[1] <= near[2]
-                    else corner
-                )
-            image[y, x] = (int(rows[y, 1 + x]) + guess) & 255
-
-
-def _coloured(image: Pixels, palette: bytes) -> Pixels:
-    colours = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
-    if int(image.max()) >= len(colours):
-        raise ValueError("is a PNG with a colour that is not in its palette")
-    found: Pixels = colours[image[:, :, 0]]
-    return found
+def _bytes_of(image: Image.Image) -> Pixels:
+    """8 bits a channel, grey or RGB; what says how transparent it is, is left out."""
+    if image.mode.startswith("I"):
+        high: Pixels = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)[:, :, None]
+        return high
+    image.info.pop("transparency", None)
+    grey = image.mode in _GREY
+    found = np.asarray(image.convert("L" if grey else "RGB"))
+    return found[:, :, None] if grey else found
 
 
 def _check_size(width: int, height: int) -> None:
@@ -143,8 +78,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _channels(image: Pixels, wanted: int) -> Pixels:
-    """Grey (1) or RGB (3) of an image [height, width, 1 to 4]; what says how transparent it is, is left out."""
-    image = image[:, :, : 3 if image.shape[2] > 2 else 1]
+    """Grey (1) or RGB (3) of either [height, width, 1 or 3]."""
     if image.shape[2] == wanted:
         return image
     if wanted == 3:

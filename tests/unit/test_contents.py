@@ -81,7 +81,7 @@ def test_no_word_leaves_the_decoder() -> None:
         ("tags", ["b", None], "Expected `"),
         ("tags", ["b", "longer than 8"], "tags has 13 characters, more than max_length 8"),
         ("photo", "?", "photo is no base64"),
-        ("photo", base64.b64encode(b"GIF89a").decode(), "photo is neither PNG nor"),
+        ("photo", base64.b64encode(b"GIF89a").decode(), "photo is neither JPEG, PNG, PGM nor PPM"),
         ("photo", 3, "Expected `str"),
     ],
 )

@@ -57,7 +57,7 @@ class Saboteur(Control):
             self.learner.training._born[made.lineage] = self.learner.training.step
             self.learner.training._record_lineage(made.lineage, arena.champion.version, name, 0)
             spoil(made, ROWS)
-            arena.challengers = [Challenger(made, "warm", name, PairedTest(0.005, 0.001))]
+            arena.trials.challengers = [Challenger(made, "warm", name, PairedTest(0.005, 0.001))]
             self.lineages[name] = made.lineage
             yield Command(name, "promote", made.lineage, arena.champion.lineage, name, now_ms())
         yield from super().poll()

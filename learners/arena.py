@@ -5,27 +5,26 @@ Pure: batches and the clock go in; alerts, decisions and metric rows come out. N
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learners import challenger as trial
 from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
+from learners.decisions import Decisions
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
-from learners.entrants import FIRST, MOST, Entrants
+from learners.entrants import FIRST
 from learners.measure import Measure
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, log_loss
 from learners.rejected import RejectedSteps
 from learners.rollback import USUAL, Guard, GuardConfig
-from learners.study import Studies
 from learners.trainer import Trainer
-from learners.verdict import PairedTest
+from learners.trials import Trials
 
 __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
 
@@ -39,13 +38,8 @@ BUFFER = 20_000  # newest labelled examples kept, for challengers to catch up on
 class Arena:
     """All arms of one task. `observe` is the whole story; `champion` is what serving should run.
 
-    Lineages are L1, L2, ... in the order of their birth. An alert starts challengers, unless some are on trial
-    or others were started within the cooldown: "warm" is a copy of the champion that learns with the
-    challenger's settings, "fresh" is an untrained model of the challenger's kind, "past" is an earlier champion
-    where one does better (`learners.entrants`). All first learn what came since the onset of the drift, which is
-    no part of their test, and then rehearse it beside what comes (`learners.study`). Each is tested at alpha / 3,
-    so that an alert ends in a wrong promotion with probability at most alpha. A replaced champion is put back if
-    the new one does worse (`learners.rollback`).
+    Lineages are L1, L2, ... in the order of their birth. An alert starts challengers (`learners.trials`). A replaced
+    champion is put back if the new one does worse (`learners.rollback`).
     """
 
     def __init__(
@@ -67,20 +61,21 @@ class Arena:
         self._seed, self._device = seed, device
         self._freeze_at_ms, self._metrics_every = freeze_at_ms, metrics_every
         self.champion = Trainer(schema, champion, seed, FIRST, device)
-        self.challengers: list[Challenger] = []
         self.continuous: Trainer | None = None  # the first lineage, once it was replaced
         self.frozen: Trainer | None = None
-        limits = {"min_events": drift.min_events, "max_events": drift.max_events}
-        self._test = partial(PairedTest, drift.alpha / MOST, drift.min_effect, **limits)
         self._guarding = guard
         self.guard: Guard | None = None
-        self._detectors, self._studies = Detectors(schema, drift), Studies()
+        self._detectors = Detectors(schema, drift)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected = RejectedSteps(drift.cooldown)
-        self.examples = self._decided = 0  # labelled examples observed, decisions made
-        self._entrants = Entrants(schema, champion, challenger, seed, device)
-        self._quiet_until = 0  # no challengers are started before this many examples
-        self._trial_of_loss = False  # whether the newest challengers were started because the loss rose
+        self._decisions = Decisions(self._measured)
+        self.trials = Trials(schema, (champion, challenger), drift, seed, device, self._decisions)
+        self.examples = 0  # labelled examples observed
+
+    @property
+    def challengers(self) -> list[Challenger]:
+        """Those on trial."""
+        return self.trials.challengers
 
     def psi(self) -> dict[str, float]:
         """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
@@ -88,14 +83,14 @@ class Arena:
 
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
-        return self._entrants.configs[lineage]
+        return self.trials.entrants.configs[lineage]
 
     def seed_of(self, lineage: str) -> int:
         """The seed that the first weights of any lineage were drawn from; KeyError for one not born here.
 
         A copy keeps the seed of its original: table rows that nobody trained are still drawn from it.
         """
-        return self._entrants.seeds[lineage]
+        return self.trials.entrants.seeds[lineage]
 
     def observe(self, batch: Batch, created_ms: int) -> list[Event]:
         """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
@@ -190,22 +185,12 @@ class Arena:
         return self._detectors.update(batch, score, watched, self.champion.version)
 
     def _judge(self, losses: Mapping[str, Losses], now: Now) -> list[Event]:
-        """Give each challenger this batch's evidence, and do what its verdict asks for, the best first."""
-        for challenger in self.challengers:
-            challenger.test.update(losses[self.champion.lineage], losses[challenger.lineage])
-        events: list[Event] = []
-        for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
-            verdict, waited = challenger.test.verdict, challenger.test.count >= self._drift.max_events
-            if verdict == "promote" and self._drift.policy in ("better", "always"):
-                return [*events, *self._promote(challenger, now)]
-            if verdict == "reject" or waited:
-                self.challengers.remove(challenger)
-                events.append(self._decide("reject" if verdict == "reject" else "expire", challenger, now))
-            elif verdict == "promote" and not challenger.recommended:
-                challenger.recommended = True
-                events.append(self._decide("recommend", challenger, now))
+        """The tests of the challengers, and what their verdicts ask for."""
+        decided, winner = self.trials.judge(losses, self.champion.lineage, now)
+        if winner is not None:
+            return [*decided, *self._promote(winner, now)]
         self._forget()
-        return events
+        return [*decided]
 
     def _watch(
         self, batch: Batch, scores: Mapping[str, Scores], losses: Mapping[str, Losses], now: Now
@@ -234,8 +219,9 @@ class Arena:
         bad = self.champion.lineage
         why = f"{bad} goes, {good.lineage} is back: {reason}"
         events: list[Event] = [self._decision("rollback", good.lineage, why, dict(evidence), now)]
-        events += [self._decide("retire", arm, now, f"{bad} was rolled back") for arm in self.challengers]
-        self.guard, self._quiet_until = None, self.examples + self._drift.cooldown
+        events += self.trials.retire(bad, now, f"{bad} was rolled back")
+        self.trials.pause(self.examples)
+        self.guard = None
         self.continuous = None if self.continuous is good else self.continuous
         self._crown(good)
         return events
@@ -247,10 +233,9 @@ class Arena:
 
     def _promote(self, winner: Challenger, now: Now, why: str = "") -> list[Event]:
         """The winner becomes the champion; the rest of the field retires."""
-        losers = [challenger for challenger in self.challengers if challenger is not winner]
-        events: list[Event] = [self._decide("promote", winner, now, why)]
-        events += [self._decide("retire", loser, now, f"{winner.lineage} won") for loser in losers]
         former = self.champion
+        events: list[Event] = [self._decisions.about("promote", winner, former.lineage, now, why)]
+        events += self.trials.retire(former.lineage, now, f"{winner.lineage} won", but=winner)
         if self._guarding.events:  # a champion that was still being watched is not what one would go back to
             good = self.guard.former if self.guard else former
             self.guard = Guard(self._guarding, winner.lineage, good)
@@ -260,8 +245,8 @@ class Arena:
         return events
 
     def _crown(self, champion: Trainer) -> None:
-        """A model is the champion from now on, without challengers; the detectors begin anew."""
-        self.champion, self.challengers = champion, []
+        """A model is the champion from now on; the detectors begin anew."""
+        self.champion = champion
         self._detectors.swapped()
         self._forget()
 
@@ -275,62 +260,21 @@ class Arena:
         self._buffer.add(batch)
         for arm in (arms := self._learners()):
             arm.train(batch)
-            self._studies.rehearse(arm, self._buffer, len(batch))
+            self.trials.rehearse(arm, self._buffer, batch)
         return self._rejected.update(batch, arms, self.champion.version, self.examples)
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
-        """Start the challengers of the first alert, unless some are on trial or it is too soon.
-
-        A loss that rises makes an earlier alarm about inputs old news: its challengers learned what no longer
-        holds, so they retire for ones that begin with the onset of the rise.
-        """
-        if not alerts:
-            return self._start_unasked(now)
-        alert = alerts[0]  # the loss detector's, if it raised one
-        news = alert.level == "loss" and not self._trial_of_loss
-        if not news and (self.challengers or self.examples < self._quiet_until):
-            return []
-        retired = [self._decide("retire", old, now, "a newer alarm makes it old") for old in self.challengers]
-        self._trial_of_loss = alert.level == "loss"
-        return [*retired, *self._begin(alert.alert_id, alert.message, alert.since_ms, now)]
-
-    def _start_unasked(self, now: Now) -> list[Event]:
-        """Under the policy "always", challengers without an alarm, when there have been none for a while."""
-        free_from = self._quiet_until + self._drift.cooldown
-        if self._drift.policy != "always" or self.challengers or self.examples < free_from:
-            return []
-        self._trial_of_loss = False
-        since_ms = next(int(batch.event_ms[0]) for batch in self._buffer)
-        return self._begin(f"always-{self.examples}", "the policy is to try always", since_ms, now)
-
-    def _begin(self, alert_id: str, why: str, since_ms: int, now: Now) -> list[Event]:
-        """New challengers, taught what came since then, instead of those that there are."""
-        self._quiet_until = self.examples + self._drift.cooldown
-        made = self._entrants.make(self.champion, self._buffer, since_ms)
-        self.challengers = [Challenger(arm, kind, alert_id, self._test()) for kind, arm in made]
-        self._studies.begin([challenger.lineage for challenger in self.challengers], since_ms)
-        return [self._decide("start", challenger, now, why) for challenger in self.challengers]
+        """Challengers, where an alert or the policy asks for them."""
+        return [*self.trials.start(alerts, self.champion, self._buffer, self.examples, now)]
 
     def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""
-        return self._entrants.born(config, seed)
-
-    def _decide(self, action: Action, challenger: Challenger, now: Now, why: str = "") -> Decision:
-        """The decision about a challenger, with the metrics of both sides on the events of the test."""
-        last, champion = challenger.test.count, self.champion.lineage
-        metrics = {
-            "champion": self._measured.windows.row(champion, last),
-            "challenger": self._measured.windows.row(challenger.lineage, last),
-        }
-        reason = trial.reason(action, challenger, champion, why)
-        return self._decision(action, challenger.lineage, reason, trial.evidence(challenger, metrics), now)
+        return self.trials.entrants.born(config, seed)
 
     def _decision(
         self, action: Action, lineage: str, reason: str, facts: dict[str, Any], now: Now
     ) -> Decision:
-        self._decided += 1
-        decision_id, champion = f"{self._decided}-{action}-{lineage}", self.champion.lineage
-        return Decision(decision_id, action, lineage, champion, reason, facts, now.event_ms, now.created_ms)
+        return self._decisions.plain(action, lineage, self.champion.lineage, reason, facts, now)
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Everything: files, and a record ready for JSON. After `load` an arena goes on exactly as here."""
@@ -340,8 +284,8 @@ class Arena:
         files = {
             name: data for key in arms for name, data in prefixed(f"arms/{key}", arms[key].state()).items()
         }
-        past, entrants = self._entrants.state()
-        files |= past
+        others, trials = self.trials.state()
+        files |= others
         files["detectors.npz"] = pack(self._detectors.state())
         files["prequential.npz"] = pack(self._measured.windows.state())
         files["buffer.npz"] = pack(self._buffer.state())
@@ -350,11 +294,9 @@ class Arena:
             "continuous": None if self.continuous is None else self.continuous.lineage,
             "frozen": self.frozen is not None,
             "guard": None if self.guard is None else self.guard.state(),
-            "challengers": [challenger.record() for challenger in self.challengers],
-            "entrants": entrants,
+            "trials": trials,
             "rejected": self._rejected.state(),
-            "studies": self._studies.record(),
-            "counts": [self.examples, self._decided, self._quiet_until, int(self._trial_of_loss)],
+            "counts": [self.examples, self._decisions.made],
         }
 
     def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
@@ -374,16 +316,11 @@ class Arena:
         frozen = arm("frozen") if record["frozen"] else None
         guarding = record.get("guard")
         guard = Guard.restored(self._guarding, guarding, arm(guarding["former"])) if guarding else None
-        challengers = [
-            Challenger.restored(arm(each["lineage"]), self._test(), each) for each in record["challengers"]
-        ]
-        self._entrants.load(files, record["entrants"])
-        self.champion, self.challengers = champion, challengers
-        self.continuous, self.frozen, self.guard = continuous, frozen, guard
+        self.trials.load(files, record["trials"], arm)
+        self.champion, self.continuous = champion, continuous
+        self.frozen, self.guard = frozen, guard
         self._detectors.load(unpack(files["detectors.npz"]))
         self._measured.windows.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
         self._rejected.load(record["rejected"])
-        self._studies.load(record["studies"])
-        self.examples, self._decided, self._quiet_until, of_loss = record["counts"]
-        self._trial_of_loss = bool(of_loss)
+        self.examples, self._decisions.made = record["counts"]

@@ -59,7 +59,7 @@ def ended_by(spoil: Callable[[Trainer], object], *, promoted: bool) -> str:
     arena.observe(rows(2_000), 0)
     poisoned = Trainer(SCHEMA, SLOW, 7, arena.born(SLOW, 7), "cpu")
     spoil(poisoned)
-    arena.challengers = [Challenger(poisoned, "warm", "adwin-1", arena._test())]
+    arena.trials.challengers = [Challenger(poisoned, "warm", "adwin-1", arena.trials.test())]
     if promoted:
         arena.approve("L2", 0, 0)
         assert arena.champion.lineage == "L2"

@@ -30,7 +30,7 @@ def swapped(config: ModelConfig = IDLE, guard: GuardConfig = GUARD, *, keep_refe
     arena = Arena(SCHEMA, SMALL, SMALL, drift, 7, device="cpu", guard=guard)
     arena.observe(rows(2_000), 0)
     made = trainer(arena.born(config, 7), config)
-    arena.challengers = [Challenger(made, "fresh", "adwin-1", arena._test())]
+    arena.trials.challengers = [Challenger(made, "fresh", "adwin-1", arena.trials.test())]
     arena.approve("L2", 0, 0)
     return arena
 
@@ -84,7 +84,7 @@ def test_without_a_guard_a_worse_champion_stays():
 def test_what_was_still_watched_is_not_what_one_goes_back_to():
     arena = swapped()
     third = trainer(arena.born(IDLE, 7), IDLE)
-    arena.challengers = [Challenger(third, "fresh", "adwin-2", arena._test())]
+    arena.trials.challengers = [Challenger(third, "fresh", "adwin-2", arena.trials.test())]
     arena.approve("L3", 0, 0)
     [back] = decided(arena.observe(rows(1_500, 5), 9))
     assert (back.lineage, back.champion) == ("L1", "L3")
@@ -92,7 +92,7 @@ def test_what_was_still_watched_is_not_what_one_goes_back_to():
 
 def test_challengers_retire_with_the_champion_that_they_were_compared_with():
     arena = swapped()
-    arena.challengers = [Challenger(trainer("L3"), "warm", "adwin-2", arena._test())]
+    arena.trials.challengers = [Challenger(trainer("L3"), "warm", "adwin-2", arena.trials.test())]
     actions = [decision.action for decision in decided(arena.observe(rows(1_500, 5), 9))]
     assert actions == ["rollback", "retire"]
     assert arena.challengers == []

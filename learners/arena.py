@@ -56,6 +56,7 @@ class Arena:
         segments: Sequence[str] = (),
         device: str = "auto",
         guard: GuardConfig = USUAL,
+        others: Sequence[ModelConfig] = (),
     ) -> None:
         self._schema, self._settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
@@ -69,7 +70,7 @@ class Arena:
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected = RejectedSteps(drift.cooldown)
         self._decisions = Decisions(self._measured)
-        self.trials = Trials(schema, (champion, challenger), drift, seed, device, self._decisions)
+        self.trials = Trials(schema, (champion, challenger), others, drift, seed, device, self._decisions)
         self.examples = 0  # labelled examples observed
 
     @property

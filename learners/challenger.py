@@ -52,7 +52,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Challenger:
-    """A model on trial: how it was made ("warm" or "fresh"), after which alert, and the test it is in."""
+    """A model on trial: how it was made ("warm", "fresh" or "past"), after which alert, and the test it is in."""
 
     trainer: Trainer
     kind: str

@@ -8,6 +8,8 @@ from typing import Literal
 
 Policy = Literal["better", "always", "manual", "shadow"]
 POLICIES: tuple[Policy, ...] = ("better", "always", "manual", "shadow")
+BY_TEST: tuple[Policy, ...] = ("better", "always")
+"""Where the test promotes; elsewhere it recommends, and a person may."""
 
 DETECTORS = ("ranks", "adwin", "page_hinkley", "ddm", "eddm", "kswin")
 """What can watch the loss: our own, and River's by their names there."""

@@ -6,7 +6,7 @@ models, as in Yang et al. 2006, "Mining in anticipation for concept change"). To
 advantage in the test, which is on later ones.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,28 @@ from learners.prequential import log_loss
 from learners.trainer import Trainer
 
 FIRST = "L1"
-MOST = 3  # challengers after one alarm: they share alpha
+MOST = 3  # challengers after one alarm, of a task with one `[challenger]`: they share alpha
 KEPT = 3  # earlier champions
 
 
 class Entrants:
     """Makes challengers, and remembers the settings and the seed of every lineage that was ever born.
 
-    `standing` and `challenging` are the settings of the first champion and of its challengers.
+    `standing` and `challenging` are the settings of the first champion and of its challengers; `others` are those of
+    further challengers, of each of which a new model is tried.
     """
 
     def __init__(
-        self, schema: Schema, standing: ModelConfig, challenging: ModelConfig, seed: int, device: str
+        self,
+        schema: Schema,
+        standing: ModelConfig,
+        challenging: ModelConfig,
+        seed: int,
+        device: str,
+        others: Sequence[ModelConfig] = (),
     ) -> None:
         self._schema, self._settings, self._seed, self._device = schema, (standing, challenging), seed, device
+        self._others = others
         self.configs = {FIRST: standing}
         self.seeds = {FIRST: seed}  # what the first weights of a lineage were drawn from
         self._past: list[Trainer] = []  # champions as they were at an alarm, oldest first
@@ -50,9 +58,10 @@ class Entrants:
         # A copy that learns exactly as its original cannot be better, so it has the settings that the other does not.
         config = other_settings(champion.config, *self._settings)
         yield "warm", buffer.teach(champion.clone(self.born(config, champion.seed), config), since_ms)
-        config, seed = self._settings[1], self._seed + len(self.configs)
-        fresh = Trainer(self._schema, config, seed, self.born(config, seed), self._device)
-        yield "fresh", buffer.teach(fresh, since_ms)
+        for config in (self._settings[1], *self._others):
+            seed = self._seed + len(self.configs)
+            fresh = Trainer(self._schema, config, seed, self.born(config, seed), self._device)
+            yield "fresh", buffer.teach(fresh, since_ms)
         if past is not None:
             yield "past", buffer.teach(past.clone(self.born(past.config, past.seed)), since_ms)
 

@@ -27,6 +27,7 @@ class Recipe:
     freeze_at_ms: int | None = None
     guard: GuardConfig = USUAL
     segments: tuple[str, ...] = ()
+    others: tuple[ModelConfig, ...] = ()  # further challengers
 
     def arena(self, former: Arena | None = None) -> Arena:
         """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot)."""
@@ -39,6 +40,7 @@ class Recipe:
             freeze_at_ms=self.freeze_at_ms,
             guard=self.guard,
             segments=self.segments,
+            others=self.others,
         )
         if former is not None:
             arena.load(*former.state())
@@ -60,6 +62,7 @@ class Recipe:
             "freeze_at_ms": self.freeze_at_ms,
             "guard": msgspec.to_builtins(self.guard),
             "segments": list(self.segments),
+            "others": [config.to_dict() for config in self.others],
         }
 
     @classmethod
@@ -75,6 +78,7 @@ class Recipe:
                 raw["freeze_at_ms"],
                 msgspec.convert(raw["guard"], GuardConfig),
                 tuple(raw["segments"]),
+                tuple(ModelConfig.from_dict(each) for each in raw["others"]),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

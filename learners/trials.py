@@ -11,7 +11,7 @@ from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.decisions import Decisions
-from learners.drift import Alert, DriftConfig
+from learners.drift import BY_TEST, Alert, DriftConfig
 from learners.entrants import MOST, Entrants
 from learners.study import Studies
 from learners.trainer import Trainer
@@ -23,13 +23,15 @@ class Trials:
     copy of the champion that learns with the challenger's settings, "fresh" is an untrained model of the challenger's
     kind, "past" is an earlier champion where one does better (`learners.entrants`). All first learn what came since
     the onset of the drift, which is no part of their test, and then rehearse it beside what comes (`learners.study`).
-    Each is tested at alpha / 3, so that an alert ends in a wrong promotion with probability at most alpha.
+    Each is tested at alpha divided by the most that there can be, so that an alert ends in a wrong promotion with
+    probability at most alpha.
     """
 
     def __init__(
         self,
         schema: Schema,
         settings: tuple[ModelConfig, ModelConfig],
+        others: Sequence[ModelConfig],
         drift: DriftConfig,
         seed: int,
         device: str,
@@ -38,10 +40,10 @@ class Trials:
         self._drift, self._decisions = drift, decisions
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
         self.test: Callable[[], PairedTest] = partial(
-            PairedTest, drift.alpha / MOST, drift.min_effect, **limits
+            PairedTest, drift.alpha / (MOST + len(others)), drift.min_effect, **limits
         )
         self.challengers: list[Challenger] = []
-        self.entrants = Entrants(schema, *settings, seed, device)
+        self.entrants = Entrants(schema, *settings, seed, device, others)
         self.studies = Studies()
         self._quiet_until = 0  # none are started before this many examples
         self._of_loss = False  # whether the newest were started because the loss rose
@@ -58,7 +60,7 @@ class Trials:
         made: list[Decision] = []
         for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
             verdict, waited = challenger.test.verdict, challenger.test.count >= self._drift.max_events
-            if verdict == "promote" and self._drift.policy in ("better", "always"):
+            if verdict == "promote" and self._drift.policy in BY_TEST:
                 return made, challenger
             if verdict == "reject" or waited:
                 self.challengers.remove(challenger)

@@ -188,6 +188,7 @@ class Full:
             task.seed,
             metrics_every=NO_ROWS,
             guard=task.guard,
+            others=task.others,
         )
         self.alerts: list[Alert] = []
         self.decisions: list[Decision] = []

@@ -32,6 +32,7 @@ def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
         freeze_at_ms,
         task.guard,
         task.segments,
+        task.others,
     )
 
 

@@ -169,6 +169,7 @@ class Task:
     path: Path  # absolute
     text: str  # the file as it was read
     segments: tuple[str, ...] = ()  # categories by whose values metrics are kept as well
+    others: tuple[ModelConfig, ...] = ()  # further challengers, where there are several [[challenger]]
 
     @cached_property
     def number_fields(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What `[model]` and `[challenger]` of a task file must fulfil together with the rest of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from learners.batch import FOREST_FAMILIES, GRADIENT_FAMILIES, READS, SEQUENCE_FAMILIES, ModelConfig
@@ -63,6 +63,20 @@ def check_used(table: Table, config: ModelConfig) -> None:
         table.fail(
             given, said, 'write schedule = "constant" and warmup_steps = 0, or choose another optimiser'
         )
+
+
+MOST_RIVALS = 8
+
+
+def check_rivals(tables: Sequence[Table], configs: Sequence[ModelConfig]) -> None:
+    """Several challengers differ, and are not too many: each more makes the test of all of them harder to pass."""
+    for number, (table, config) in enumerate(zip(tables, configs, strict=True), 1):
+        if number > MOST_RIVALS:
+            said = f"there are {len(tables)} [[challenger]] tables, more than {MOST_RIVALS}"
+            table.fail(None, said, "remove some: they share drift.alpha, and each takes its part of the work")
+        if config in configs[: number - 1]:
+            said = f"challenger {number} is the same as challenger {configs.index(config) + 1}"
+            table.fail(None, said, "remove this table, or give it another family or learning_rate")
 
 
 _BLOCKS = {

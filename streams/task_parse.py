@@ -22,7 +22,7 @@ from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
-from streams.task_model import check_blocks, check_used, with_tower
+from streams.task_model import check_blocks, check_rivals, check_used, with_tower
 from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
 from streams.topics import Topics
@@ -94,37 +94,37 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     event = parse_event(event_table, entities)
     label = _label(root, event)
     views = _views(root, entities, event)
-    model = _settings(root.table("model"), ModelConfig())
+    first, rivals = root.table("model"), root.tables("challenger")
+    model = _settings(first, ModelConfig())
+    challenger, *others = [_settings(rival, _usual_challenger(model)) for rival in rivals]
     made = Task(
-        name, kind, metric, calendar, event, entities, label, views, _privacy(root, event),
-        model, _settings(root.table("challenger"), _usual_challenger(model)),
+        name, kind, metric, calendar, event, entities, label, views, _privacy(root, event), model, challenger,
         _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
         _serving(root), _topic_names(root), path, text,
-        task.strings("segments", (), '["country"]'),
+        task.strings("segments", (), '["country"]'), tuple(others),
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
-    first, second = root.table("model"), root.table("challenger")
-    check_used(first, made.model)
-    check_used(second, made.challenger)
-    check_blocks(first, made.model, made)
-    check_blocks(second, made.challenger, made)
-    made = replace(
-        made,
-        model=with_tower(first, made.model, made),
-        challenger=with_tower(second, made.challenger, made),
-    )
+    check_rivals(rivals, (challenger, *others))
     chosen = "rows" in first.data
-    return replace(
-        made,
-        model=_sized(first, made.model, made, chosen),
-        challenger=_sized(second, made.challenger, made, chosen or "rows" in second.data),
-    )
+    model = _fitted(first, model, made, chosen)
+    challenger, *others = [
+        _fitted(rival, config, made, chosen or "rows" in rival.data)
+        for rival, config in zip(rivals, (challenger, *others), strict=True)
+    ]
+    return replace(made, model=model, challenger=challenger, others=tuple(others))
 
 
 def _usual_challenger(model: ModelConfig) -> ModelConfig:
     """The champion's settings, learning three times as fast: a copy that learns alike could not be better."""
     return replace(model, learning_rate=min(3 * model.learning_rate, _BOUNDS["learning_rate"][1]))
+
+
+def _fitted(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
+    """The settings as the rest of the file lets them be; `chosen`: the file says how many rows."""
+    check_used(table, config)
+    check_blocks(table, config, task)
+    return _sized(table, with_tower(table, config, task), task, chosen)
 
 
 def _label(root: Table, event: EventSpec) -> LabelSpec:

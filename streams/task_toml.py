@@ -204,5 +204,15 @@ class Table:
             )
         return Table(self.source, (*self.path, key), value, known)
 
+    def tables(self, key: str) -> list["Table"]:
+        """The tables of `key`, whether it is written [key] or several times [[key]]; an absent one is one, empty."""
+        value = self.data.get(key, {})
+        if not isinstance(value, list):
+            return [self.table(key)]
+        if not value or not all(isinstance(each, dict) for each in value):
+            said = f"{self.name(key)} must be a table, or tables in double brackets"
+            self.fail(key, said, f"write [{self.name(key)}] on its own line")
+        return [Table(self.source, (*self.path, key, index), each) for index, each in enumerate(value)]
+
 
 REQUIRED: Any = object()  # the default of a key that has none

@@ -1,5 +1,7 @@
 """Who challenges: always a copy and a new model; an earlier champion where it does better; all of it is saved."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from learners.batch import Batch, ModelConfig, Schema
@@ -54,3 +56,17 @@ def test_what_was_good_before_is_tried_again_when_its_time_comes_back() -> None:
     scores = made[2][1].score(np.array([[-1.0], [1.0]], np.float32), np.zeros((2, 0), np.int64))
     assert scores[0] < 0.5 < scores[1]
     assert entrants.state()[1]["past"] == KEPT
+
+
+def test_each_further_challenger_is_tried_as_a_new_model_of_its_family() -> None:
+    others = [replace(CONFIG, family="naive_bayes"), replace(CONFIG, family="mlp", hidden=(4,))]
+    entrants, buffer = Entrants(SCHEMA, CONFIG, CONFIG, 7, "cpu", others), Buffer(20_000)
+    champion = Trainer(SCHEMA, CONFIG, 7, FIRST, "cpu")
+    learn(champion, buffer, 0, 1, batches=4)
+    made = list(entrants.make(champion, buffer, 0))
+    assert [(kind, model.config.family) for kind, model in made] == [
+        ("warm", "logistic"), ("fresh", "logistic"), ("fresh", "naive_bayes"), ("fresh", "mlp"),
+    ]  # fmt: skip
+    assert [model.lineage for _, model in made] == ["L2", "L3", "L4", "L5"]
+    assert [model.examples for _, model in made] == [200] * 4
+    assert len({model.seed for _, model in made}) == 4

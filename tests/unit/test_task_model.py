@@ -111,6 +111,35 @@ def test_what_makes_no_sense_is_refused_with_its_line(lines: list[str], at: int,
     assert caught.value.fix.startswith(fix)
 
 
+def test_there_may_be_several_challengers() -> None:
+    made = task(
+        '[[challenger]]\nlearning_rate = 0.01\n[[challenger]]\nfamily = "naive_bayes"\nbatch_size = 64\n'
+    )
+    assert (made.challenger.family, made.challenger.learning_rate) == (made.model.family, 0.01)
+    assert [(other.family, other.batch_size) for other in made.others] == [("naive_bayes", 64)]
+    assert task('[challenger]\nfamily = "mlp"\n').others == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "said"),
+    [
+        ("[[challenger]]\nrows = 64\n" * 2, 2, "challenger 2 is the same as challenger 1"),
+        ('[[challenger]]\n[[challenger]]\nfamily = "knn"\nunits = 2\n', 3, "challenger.units has no effect"),
+        ("[[challenger]]\n[[challenger]]\nrows = -1\n", 2, "challenger.rows must be from"),
+        ("".join(f"[[challenger]]\nbatch_size = {n}\n" for n in range(1, 10)), 16, "there are 9 [[challenger]] tables"),
+    ],
+)  # fmt: skip
+def test_a_wrong_challenger_among_several_is_named_by_its_line(text: str, at: int, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        task(text)
+    assert caught.value.message.startswith(f"trips.toml:{LINE + at}: {said}")
+
+
+def test_a_challenger_that_is_no_table_says_how_to_write_it() -> None:
+    with pytest.raises(UserError, match="challenger must be a table, or tables in double brackets"):
+        parse_task("challenger = [1]\n" + TRIPS, "trips.toml", Path("/somewhere/trips.toml"))
+
+
 @pytest.mark.parametrize("family", READS)
 def test_a_family_with_nothing_to_read_says_what_to_add(family: str) -> None:
     with pytest.raises(UserError, match=f"the family {family} has nothing to read in this task") as caught:

@@ -5,7 +5,7 @@ Pure: batches and the clock go in; alerts, decisions and metric rows come out. N
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from learners.decisions import Decisions
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
 from learners.entrants import FIRST
-from learners.measure import Measure
+from learners.measure import Measure, Seen
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow, log_loss
 from learners.rejected import RejectedSteps
-from learners.rollback import USUAL, Guard, GuardConfig
+from learners.rollback import BETS, USUAL, Guard, GuardConfig
+from learners.segments import Segments
 from learners.trainer import Trainer
 from learners.trials import Trials
 
@@ -65,12 +66,14 @@ class Arena:
         self.continuous: Trainer | None = None  # the first lineage, once it was replaced
         self.frozen: Trainer | None = None
         self._guarding = guard
+        self._harm = partial(Segments, segments, drift.max_segment_harm)
         self.guard: Guard | None = None
         self._detectors = Detectors(schema, drift)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected = RejectedSteps(drift.cooldown)
         self._decisions = Decisions(self._measured)
-        self.trials = Trials(schema, (champion, challenger), others, drift, seed, device, self._decisions)
+        settings = (champion, challenger)
+        self.trials = Trials(schema, settings, others, drift, seed, device, self._decisions, self._harm)
         self.examples = 0  # labelled examples observed
 
     @property
@@ -131,8 +134,9 @@ class Arena:
         if alerts:
             self.champion.rewarm()  # what it learned holds less than it did: larger steps again, if it has a schedule
         events += alerts
-        events += self._watch(batch, scores, losses, now)  # 5
-        events += self._judge(losses, now)
+        seen = Seen(batch, scores, losses, self._measured.segmented(batch, self._drift.segment_share))
+        events += self._watch(seen, now)  # 5
+        events += self._judge(seen, now)
         events += self._learn(lesson)  # 6
         events += self._start(alerts, now)  # 7
         return events
@@ -185,21 +189,19 @@ class Arena:
         watched = np.where(np.isfinite(batch.served), log_loss(batch.label, batch.served), loss)
         return self._detectors.update(batch, score, watched, self.champion.version)
 
-    def _judge(self, losses: Mapping[str, Losses], now: Now) -> list[Event]:
+    def _judge(self, seen: Seen, now: Now) -> list[Event]:
         """The tests of the challengers, and what their verdicts ask for."""
-        decided, winner = self.trials.judge(losses, self.champion.lineage, now)
+        decided, winner = self.trials.judge(seen, self.champion.lineage, now)
         if winner is not None:
             return [*decided, *self._promote(winner, now)]
         self._forget()
         return [*decided]
 
-    def _watch(
-        self, batch: Batch, scores: Mapping[str, Scores], losses: Mapping[str, Losses], now: Now
-    ) -> list[Event]:
+    def _watch(self, seen: Seen, now: Now) -> list[Event]:
         """The newest swap's guard: the champion goes, or stays for good once the window is over."""
         if (guard := self.guard) is None:
             return []
-        guard.update(batch.label, scores, losses)
+        guard.update(seen.batch.label, seen.scores, seen.losses, seen.about)
         if reason := guard.reason:
             return self.roll_back(reason, guard.evidence(), now)
         if not guard.passed:
@@ -227,6 +229,12 @@ class Arena:
         self._crown(good)
         return events
 
+    def dismiss(self, lineage: str, why: str, now: Now) -> list[Event]:
+        """End a challenger's trial for what was found outside of the arena. KeyError if it is not on trial."""
+        decided = self.trials.dismiss(lineage, self.champion.lineage, now, why)
+        self._forget()
+        return [decided]
+
     def approve(self, lineage: str, event_ms: int, created_ms: int) -> list[Event]:
         """A person promotes a challenger on trial, whatever its test says. KeyError if it is not on trial."""
         chosen = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
@@ -239,7 +247,7 @@ class Arena:
         events += self.trials.retire(former.lineage, now, f"{winner.lineage} won", but=winner)
         if self._guarding.events:  # a champion that was still being watched is not what one would go back to
             good = self.guard.former if self.guard else former
-            self.guard = Guard(self._guarding, winner.lineage, good)
+            self.guard = Guard(self._guarding, winner.lineage, good, self._harm(self._guarding.alpha / BETS))
         if former.lineage == FIRST and self._drift.keep_reference:
             self.continuous = former
         self._crown(winner.trainer)
@@ -316,7 +324,8 @@ class Arena:
         continuous = arm(record["continuous"]) if record["continuous"] else None
         frozen = arm("frozen") if record["frozen"] else None
         guarding = record.get("guard")
-        guard = Guard.restored(self._guarding, guarding, arm(guarding["former"])) if guarding else None
+        harm = self._harm(self._guarding.alpha / BETS)
+        guard = Guard.restored(self._guarding, guarding, arm(guarding["former"]), harm) if guarding else None
         self.trials.load(files, record["trials"], arm)
         self.champion, self.continuous = champion, continuous
         self.frozen, self.guard = frozen, guard

@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from learners.batch import ModelConfig
+from learners.prequential import Prequential
+from learners.segments import NO_SEGMENTS, Segmented, Segments
 from learners.trainer import Trainer
-from learners.verdict import PairedTest
+from learners.verdict import PairedTest, Verdict
+
+Losses = NDArray[np.float64]
 
 LEARNING = (
     "optimiser", "learning_rate", "batch_size", "smallest_batch", "weight_decay", "clip_norm", "momentum", "nesterov",
@@ -35,9 +42,9 @@ class Decision:
 
     `action` is freeze (a copy of the champion was kept as it is, to compare), start (a challenger was
     started), promote (it is the champion now), recommend (it is better, but the policy leaves the rest to a
-    person), reject (it is worse), expire (it was on trial for max_events) or retire (another one won). After a
-    swap: confirm (its guard ended well), rollback (this lineage is back), refuse (a worker did not take the
-    model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done).
+    person), reject (it is worse, or fails a guardrail), expire (it was on trial for max_events) or retire (another
+    one won). After a swap: confirm (its guard ended well), rollback (this lineage is back), refuse (a worker did not
+    take the model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done).
     """
 
     decision_id: str  # stable: the same stream gives the same id after a restart
@@ -52,13 +59,30 @@ class Decision:
 
 @dataclass(slots=True)
 class Challenger:
-    """A model on trial: how it was made ("warm", "fresh" or "past"), after which alert, and the test it is in."""
+    """A model on trial: how it was made ("warm", "fresh" or "past"), after which alert, and the tests it is in.
+
+    It must be better over all, and in no large segment worse than it may be (`learners.segments`).
+    """
 
     trainer: Trainer
     kind: str
     alert_id: str
     test: PairedTest
     recommended: bool = False
+    segments: Segments = field(default_factory=lambda: Segments((), 0.0, 0.5))
+
+    def update(self, champion: Losses, own: Losses, about: Segmented = NO_SEGMENTS) -> None:
+        """Log losses [n] of both on a step that neither had learned from, and its segments."""
+        self.test.update(champion, own)
+        self.segments.update(about, champion, own)
+
+    @property
+    def verdict(self) -> Verdict:
+        """As `PairedTest.verdict`: harm in a large segment rejects, and what may still be harm waits."""
+        if self.segments.harmed:
+            return "reject"
+        verdict = self.test.verdict
+        return "undecided" if verdict == "promote" and self.segments.unproven else verdict
 
     @property
     def lineage(self) -> str:
@@ -73,13 +97,17 @@ class Challenger:
             "alert_id": self.alert_id,
             "recommended": self.recommended,
             "test": self.test.state(),
+            "segments": self.segments.state(),
         }
 
     @classmethod
-    def restored(cls, trainer: Trainer, test: PairedTest, record: Mapping[str, Any]) -> Self:
-        """The inverse of `record`, with the model, and a test that has only its settings."""
+    def restored(
+        cls, trainer: Trainer, test: PairedTest, segments: Segments, record: Mapping[str, Any]
+    ) -> Self:
+        """The inverse of `record`, with the model, and tests that have only their settings."""
         test.load(record["test"])
-        return cls(trainer, record["kind"], record["alert_id"], test, record["recommended"])
+        segments.load(record["segments"])
+        return cls(trainer, record["kind"], record["alert_id"], test, record["recommended"], segments)
 
 
 def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: ModelConfig) -> ModelConfig:
@@ -91,8 +119,8 @@ def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: Mo
     return replace(champion, **{name: getattr(other, name) for name in LEARNING})
 
 
-def evidence(challenger: Challenger, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What the test knows, ready for JSON. `metrics`: of "champion" and "challenger", on its events."""
+def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dict[str, Any]:
+    """What the test knows, ready for JSON, with the metrics of both on its events, as far as the windows have them."""
     test = challenger.test
     champion_loss, challenger_loss = test.losses
     values: dict[str, Any] = {
@@ -106,8 +134,10 @@ def evidence(challenger: Challenger, metrics: Mapping[str, Mapping[str, float]])
         "mean_difference": champion_loss - challenger_loss,
         "champion_log_loss": champion_loss,
         "challenger_log_loss": challenger_loss,
+        "segments": challenger.segments.evidence(),
     }
-    for arm, row in metrics.items():
+    for arm, lineage in (("champion", champion), ("challenger", challenger.lineage)):
+        row = windows.row(lineage, test.count)
         values[f"{arm}_auc"] = row["auc"]
         values[f"{arm}_average_precision"] = row["average_precision"]
     return {
@@ -128,6 +158,10 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
         f"on {test.count:,} examples that neither had learned from"
     )
     needed = f"of {1.0 / test.alpha:.3g} needed"
+    if action == "reject" and (harmed := challenger.segments.harmed):
+        return f"{name} does harm {harmed}; over all, {numbers}"
+    if action == "expire" and test.verdict == "promote" and (unproven := challenger.segments.unproven):
+        return f"{name} is better, but it is not shown that it does no harm {unproven}; over all, {numbers}"
     match action:
         case "promote":
             return f"{name} is better: {numbers}, e-value {test.e_value:.3g} {needed}"

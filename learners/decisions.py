@@ -21,12 +21,8 @@ class Decisions:
 
         `champion` is a lineage; `why` stands in for the test's numbers where these are not the reason.
         """
-        last, windows = challenger.test.count, self._measured.windows
-        metrics = {
-            "champion": windows.row(champion, last),
-            "challenger": windows.row(challenger.lineage, last),
-        }
-        reason, facts = trial.reason(action, challenger, champion, why), trial.evidence(challenger, metrics)
+        reason = trial.reason(action, challenger, champion, why)
+        facts = trial.evidence(challenger, champion, self._measured.windows)
         return self.plain(action, challenger.lineage, champion, reason, facts, now)
 
     def plain(

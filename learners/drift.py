@@ -33,6 +33,9 @@ class DriftConfig:
     min_events: int = 200  # no verdict before a challenger was tested on this many
     max_events: int = 20_000  # a challenger without a verdict gives up after this many
     cooldown: int = 2_000  # one drift, one alert: a detector is silent this long after its alert
+    segment_share: float = 0.1  # a value of `task.segments` with so much of the traffic is large
+    max_segment_harm: float = 0.02  # nats by which a challenger may be worse in a large segment
+    max_scoring_ratio: float = 10.0  # how many times as long as the champion a challenger may take to score
     policy: Policy = "better"  # "always" needs no alarm; "manual" and "shadow" only recommend
     window: int = 1_000  # size of the current window of the input and score detector
     keep_reference: bool = True  # the first lineage goes on learning after it was replaced, to compare
@@ -47,6 +50,9 @@ class DriftConfig:
             "detectors must name at least one": not self.detectors,
             "psi_threshold must be above 0": self.psi_threshold <= 0.0,
             "min_effect must be at least 0 and below 1 nat": not 0.0 <= self.min_effect < 1.0,
+            "segment_share must be above 0 and at most 1": not 0.0 < self.segment_share <= 1.0,
+            "max_segment_harm must be above 0 and below 1 nat": not 0.0 < self.max_segment_harm < 1.0,
+            "max_scoring_ratio must be at least 1": self.max_scoring_ratio < 1.0,
             "cooldown must be at least 0": self.cooldown < 0,
             f"policy must be one of {', '.join(POLICIES)}": self.policy not in POLICIES,
         }

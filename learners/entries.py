@@ -93,12 +93,13 @@ class Version(msgspec.Struct, frozen=True, tag="version", tag_field="kind"):
 class Steered(msgspec.Struct, frozen=True, tag="steered", tag_field="kind"):
     """What was decided outside of the arena, by workers' reports or by a person, and is done after `step` steps.
 
-    `action` is promote or rollback. `target` is a lineage on trial, one that still learns, or the version of a stored
-    model; "" for the champion that the guard kept. `facts` belong into the decision's evidence.
+    `action` is promote, reject (the end of a trial) or rollback. `target` is a lineage on trial, one that still learns,
+    or the version of a stored model; "" for the champion that the guard kept. `facts` belong into the decision's
+    evidence.
     """
 
     step: int
-    action: Literal["promote", "rollback"]
+    action: Literal["promote", "reject", "rollback"]
     target: str
     why: str
     facts: dict[str, Any]

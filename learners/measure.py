@@ -1,6 +1,7 @@
 """What an arena measures: every arm's scores of a step into its window, and rows of metrics out of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +9,19 @@ from numpy.typing import NDArray
 from learners.batch import Batch, Schema
 from learners.challenger import Now
 from learners.prequential import MetricRow, Prequential, id_hashes, metric_row
+from learners.segments import Segmented
 
 Arm = tuple[str, str, str]  # its part, its lineage, and the name of its window
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A step as all arms saw it before they learned from it: scores [n] and log losses [n] by arm, and its segments."""
+
+    batch: Batch
+    scores: Mapping[str, NDArray[np.float32]]
+    losses: Mapping[str, NDArray[np.float64]]
+    about: Segmented
 
 
 class Measure:
@@ -35,6 +47,10 @@ class Measure:
             self.windows.update(arm, batch.label, score, about)
         known = np.isfinite(batch.served)
         self.windows.update("served", batch.label[known], batch.served[known], about[known])
+
+    def segmented(self, batch: Batch, share: float) -> Segmented:
+        """The segments of a step, and those with at least `share` of what the champion saw of late."""
+        return Segmented(batch.categories[:, self._columns], tuple(self.windows.large("champion", share)))
 
     def rows(self, arms: Sequence[Arm], now: Now) -> list[MetricRow]:
         """A row for each arm, then for each arm and segment: the champion's frequent values, so that all compare."""

@@ -233,6 +233,15 @@ class Prequential:
             found += [(segment, int(value[i])) for i in often if count[i] >= SEGMENT_EXAMPLES]
         return found
 
+    def large(self, arm: str, share: float) -> list[tuple[int, int]]:
+        """Segment (its place) and value of all that hold at least `share` of the arm's window, and enough examples."""
+        found: list[tuple[int, int]] = []
+        for place in range(len(self._segments) if arm in self._rings else 0):
+            value, count = np.unique(self._rings[arm].last()[2][:, 1 + place], return_counts=True)
+            enough = count >= max(share * count.sum(), SEGMENT_EXAMPLES)
+            found += [(place, each) for each in value[enough].tolist()]
+        return found
+
     def segment_row(self, arm: str, segment: str, value: int) -> dict[str, float]:
         """Metrics over the examples in the arm's window that have a value of a segment."""
         label, score, about = self._ring(arm).last()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.segments import NO_SEGMENTS, Segmented, Segments
 from learners.verdict import Wealth
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-BETS = 3  # on the loss, and on a bias upwards and downwards: they share alpha
+BETS = 4  # on the loss, on a bias upwards and downwards, and on segments: they share alpha
 BINS = 40  # of a histogram of scores: logits from -LARGEST to LARGEST, equally wide
 LARGEST = 15.0
 GOLDEN_ROWS = 64  # that scoring is timed with
@@ -67,18 +68,26 @@ class Guard:
     with probability at most alpha, however often one looks.
     """
 
-    def __init__(self, config: GuardConfig, lineage: str, former: "Trainer") -> None:
+    def __init__(
+        self, config: GuardConfig, lineage: str, former: "Trainer", segments: Segments | None = None
+    ) -> None:
         self._config, self.lineage, self.former = config, lineage, former
+        self._segments = segments or Segments((), 0.0, 0.5)
         self._worse = Wealth(config.min_effect)
         self._bias = (Wealth(config.max_bias, 1.0), Wealth(config.max_bias, 1.0))  # upwards, downwards
         self.count = 0
         self._sums = np.zeros(5)  # losses of champion and former, scores of both, labels
 
     def update(
-        self, label: NDArray[Any], scores: Mapping[str, NDArray[Any]], losses: Mapping[str, Floats]
+        self,
+        label: NDArray[Any],
+        scores: Mapping[str, NDArray[Any]],
+        losses: Mapping[str, Floats],
+        about: Segmented = NO_SEGMENTS,
     ) -> None:
-        """Labels [n], and by lineage scores [n] and losses [n], of examples that neither had learned from."""
+        """Labels [n], by lineage scores [n] and losses [n], and segments, of examples that neither had learned from."""
         own, its = self.lineage, self.former.lineage
+        self._segments.update(about, losses[its], losses[own])
         self._worse.update(losses[own] - losses[its])
         error = scores[own].astype(np.float64) - label
         for bet, sign in zip(self._bias, (1.0, -1.0), strict=True):
@@ -104,7 +113,8 @@ class Guard:
         if max(bet.log for bet in self._bias) >= np.log(needed) and its < own:
             bias = f"the mean score is {evidence['champion_bias']:+.3f} off the mean label"
             return f"{bias} on {self.count:,} examples since the swap, {its:.3f} of {self.former.lineage}"
-        return None
+        harmed = self._segments.harmed
+        return f"it does harm {harmed} since the swap" if harmed else None
 
     @property
     def held(self) -> str:
@@ -123,6 +133,7 @@ class Guard:
             "former_log_loss": float(former_loss),
             "champion_bias": float(score - label),
             "former_bias": float(former_score - label),
+            "segments": self._segments.evidence(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -134,12 +145,16 @@ class Guard:
             "count": self.count,
             "sums": self._sums.tolist(),
             "bets": bets,
+            "segments": self._segments.state(),
         }
 
     @classmethod
-    def restored(cls, config: GuardConfig, state: Mapping[str, Any], former: "Trainer") -> Self:
-        """The inverse of `state`, with the former champion."""
-        guard = cls(config, state["lineage"], former)
+    def restored(
+        cls, config: GuardConfig, state: Mapping[str, Any], former: "Trainer", segments: Segments
+    ) -> Self:
+        """The inverse of `state`, with the former champion, and segments that have only their settings."""
+        segments.load(state["segments"])
+        guard = cls(config, state["lineage"], former, segments)
         guard.count, guard._sums = int(state["count"]), np.array(state["sums"], np.float64)
         for bet, saved in zip((guard._worse, *guard._bias), state["bets"], strict=True):
             bet.load(saved)

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.decisions import Decisions
 from learners.drift import BY_TEST, Alert, DriftConfig
 from learners.entrants import MOST, Entrants
+from learners.measure import Seen
+from learners.segments import Segments
 from learners.study import Studies
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
@@ -36,30 +35,29 @@ class Trials:
         seed: int,
         device: str,
         decisions: Decisions,
+        harm: Callable[[float], Segments],
     ) -> None:
         self._drift, self._decisions = drift, decisions
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
-        self.test: Callable[[], PairedTest] = partial(
-            PairedTest, drift.alpha / (MOST + len(others)), drift.min_effect, **limits
-        )
+        alpha = drift.alpha / (MOST + len(others))
+        self.test: Callable[[], PairedTest] = partial(PairedTest, alpha, drift.min_effect, **limits)
+        self.harm: Callable[[], Segments] = partial(harm, alpha)
         self.challengers: list[Challenger] = []
         self.entrants = Entrants(schema, *settings, seed, device, others)
         self.studies = Studies()
         self._quiet_until = 0  # none are started before this many examples
         self._of_loss = False  # whether the newest were started because the loss rose
 
-    def judge(
-        self, losses: Mapping[str, NDArray[np.float64]], champion: str, now: Now
-    ) -> tuple[list[Decision], Challenger | None]:
-        """Give each challenger this batch's evidence, losses [n] by lineage, and do what its verdict asks for.
+    def judge(self, seen: Seen, champion: str, now: Now) -> tuple[list[Decision], Challenger | None]:
+        """Give each challenger this step's evidence, and do what its verdict asks for.
 
         The best comes first; one that is to be promoted is returned, and ends the round.
         """
         for challenger in self.challengers:
-            challenger.test.update(losses[champion], losses[challenger.lineage])
+            challenger.update(seen.losses[champion], seen.losses[challenger.lineage], seen.about)
         made: list[Decision] = []
         for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
-            verdict, waited = challenger.test.verdict, challenger.test.count >= self._drift.max_events
+            verdict, waited = challenger.verdict, challenger.test.count >= self._drift.max_events
             if verdict == "promote" and self._drift.policy in BY_TEST:
                 return made, challenger
             if verdict == "reject" or waited:
@@ -107,7 +105,9 @@ class Trials:
     ) -> list[Decision]:
         """New challengers, taught what came since then, instead of those that there are."""
         made = self.entrants.make(champion, buffer, since_ms)
-        self.challengers = [Challenger(arm, kind, alert_id, self.test()) for kind, arm in made]
+        self.challengers = [
+            Challenger(arm, kind, alert_id, self.test(), segments=self.harm()) for kind, arm in made
+        ]
         self.studies.begin([challenger.lineage for challenger in self.challengers], since_ms)
         return [
             self._decisions.about("start", challenger, champion.lineage, now, why)
@@ -119,6 +119,12 @@ class Trials:
         gone = [challenger for challenger in self.challengers if challenger is not but]
         self.challengers = []
         return [self._decisions.about("retire", challenger, champion, now, why) for challenger in gone]
+
+    def dismiss(self, lineage: str, champion: str, now: Now, why: str) -> Decision:
+        """One is rejected for another reason than its tests. KeyError if it is not on trial."""
+        out = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
+        self.challengers.remove(out)
+        return self._decisions.about("reject", out, champion, now, why)
 
     def pause(self, examples: int) -> None:
         """None are started within the cooldown from `examples` on, unless the loss rises."""
@@ -144,7 +150,8 @@ class Trials:
     ) -> None:
         """The inverse of `state`, with the models by lineage. ValueError, with this unchanged, as `Entrants.load`."""
         challengers = [
-            Challenger.restored(arm(each["lineage"]), self.test(), each) for each in record["challengers"]
+            Challenger.restored(arm(each["lineage"]), self.test(), self.harm(), each)
+            for each in record["challengers"]
         ]
         self.entrants.load(files, record["entrants"])
         self.challengers = challengers

@@ -32,8 +32,8 @@ class Wealth:
     """
 
     def __init__(self, margin: float, bound: float = BOUND) -> None:
-        if not 0.0 <= margin < bound:
-            raise ValueError("the margin must be at least 0 and below the bound")
+        if not -bound < margin < bound:
+            raise ValueError("the margin must be between minus the bound and the bound")
         self._margin, self._bound = margin, bound
         self._sum = 0.0
         self._squares = (bound / 2.0) ** 2

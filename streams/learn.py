@@ -28,6 +28,7 @@ from learners import checkpoint
 from learners.arena import Decision
 from learners.challenger import Now
 from learners.checkpoint import Checkpoint
+from learners.costs import Costs
 from learners.cuts import RowsGone, Step
 from learners.entries import Line, OneStep, Position, Steered, Steps, Version, Void, in_order
 from learners.entries import Settings as NewSettings
@@ -86,7 +87,8 @@ class Learner:
         heads, key = Heads(store, task.name), load_model_key(settings.model_key)
         publisher = Publisher(outlet, self._ledger, heads, registry, key)
         self._control = control
-        self._steering = Steering(task.guard, control, heads, registry) if control else None
+        costs = Costs(task.schema, task.drift.max_scoring_ratio)
+        self._steering = Steering(task.guard, costs, control, heads, registry) if control else None
         self._steered_ms = 0
         self._wanted = recipe_of(task, freeze_at_ms)
         self.training = Training(self._wanted, self._ledger, publisher, Announcer(task, outlet), registry)
@@ -231,7 +233,10 @@ class Learner:
     def _steer(self) -> None:
         """Follow the workers and the commands; what changes a model is written down before it is done."""
         training, now = self.training, Now(self.training.event_ms, now_ms())
-        if self._steering is None or now.created_ms - self._steered_ms < STEER_EVERY_MS:
+        if self._steering is None:
+            return
+        untimed = self._steering.costs.due(training.arena.challengers)  # before their first verdict
+        if now.created_ms - self._steered_ms < STEER_EVERY_MS and not untimed:
             return
         self._steered_ms = now.created_ms
         for each in self._steering.turn(training.arena, training.step, now):

@@ -10,6 +10,7 @@ from typing import Any
 
 from learners.arena import Arena, Decision
 from learners.challenger import Action, Now
+from learners.costs import Costs
 from learners.entries import Steered
 from learners.registry import Registry
 from learners.rollback import GuardConfig, Served
@@ -30,10 +31,15 @@ class Declined(Exception):
 
 
 class Steering:
-    """One task's. `control` brings reports and commands; `heads` and `registry` know what one can go back to."""
+    """One task's. `control` brings reports and commands; `heads` and `registry` know what one can go back to.
 
-    def __init__(self, guard: GuardConfig, control: Control, heads: Heads, registry: Registry) -> None:
-        self._control, self._heads, self._registry = control, heads, registry
+    `costs` times a new challenger before its first verdict.
+    """
+
+    def __init__(
+        self, guard: GuardConfig, costs: Costs, control: Control, heads: Heads, registry: Registry
+    ) -> None:
+        self._control, self._heads, self._registry, self.costs = control, heads, registry, costs
         self._fleet, self._served = Fleet(), Served(guard)
         self._live = ""
         self._told: set[tuple[str, str, str]] = set()  # worker, lineage and check of refusals
@@ -45,6 +51,8 @@ class Steering:
             self._live = champion.lineage
             self._fleet.swapped(champion.version, now.created_ms)
             self._served.swapped(champion.lineage)
+        for lineage, why, facts in self.costs.excessive(champion, arena.challengers):
+            yield Steered(step, "reject", lineage, why, facts, now.event_ms, now.created_ms)
         for each in self._control.poll():
             if isinstance(each, Report):
                 yield from self._hear(each, arena, step, now)

@@ -313,6 +313,10 @@ def _check_columns(root: Table, task: Task) -> None:
             fix = f"{nearest(name, task.categories)}categories that the model sees are {listed(task.categories)}"
             said = f"task.segments lists {shown(name)}, which is no category that the model sees"
             root.table("task").fail("segments", said, fix)
+    for key in ("segment_share", "max_segment_harm"):
+        if key in drift.data and not task.segments:
+            fix = f"remove this line, or name a category in task.segments, one of {listed(task.categories)}"
+            drift.fail(key, f"drift.{key} has no effect without task.segments", fix)
     seen: set[str] = set()
     for name in (*columns, *(block.name for block in task.blocks)):
         if name in seen:

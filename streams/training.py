@@ -29,7 +29,7 @@ def standing(arena: Arena) -> dict[str, Trainer]:
 
 
 def steer(arena: Arena, asked: Steered, schema: Schema, heads: Heads) -> tuple[list[Event], str]:
-    """Promote or roll back, as it was decided outside of the arena: the events, and the lineage that was made for it.
+    """Promote, reject or roll back, as decided outside of the arena: the events, and the lineage that was made for it.
 
     A stored model becomes a new lineage, whose parent is in the evidence. Raises BadUpdate, KeyError or ValueError
     where the target cannot be had.
@@ -37,6 +37,8 @@ def steer(arena: Arena, asked: Steered, schema: Schema, heads: Heads) -> tuple[l
     now, born = Now(asked.event_ms, asked.created_ms), ""
     if asked.action == "promote":
         events = arena.approve(asked.target, now.event_ms, now.created_ms)
+    elif asked.action == "reject":
+        events = arena.dismiss(asked.target, asked.why, now)
     else:
         good, facts = standing(arena).get(asked.target), dict[str, Any]()
         if good is None and asked.target:

@@ -1,7 +1,7 @@
 """The report's numbers, times, alerts and decisions in words: plain text, not yet escaped for a page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,10 +170,20 @@ def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
         lines.append(f"it must gain more than {least:g} nats an event")
     if "by_hand" in left:
         lines.append(_by_hand(left.pop("by_hand")))
+    lines += segment_evidence(left.pop("segments", []))
     for key in SAID:
         left.pop(key, None)
     lines += [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in left.items()]
     return lines
+
+
+def segment_evidence(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is known of each large segment, as sentences."""
+    return [
+        f"where {each['segment']} is {each['segment_value']}: e-value {each['e_value_harm']:.3g} that it does harm, "
+        f"{each['e_value_no_harm']:.3g} that it does none, on {number(each['n'])} events"
+        for each in segments
+    ]
 
 
 def guard_evidence(evidence: Mapping[str, Any]) -> list[str]:

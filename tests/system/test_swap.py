@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infra.blobs import Blobs
 from infra.kafka import make_producer
 from infra.settings import Settings
@@ -14,9 +16,10 @@ from learners.trainer import Trainer
 from streams.heads import Heads
 from streams.live import META
 from streams.prepare import prepare
-from streams.task import Task
+from streams.task import Task, load_task
 from streams.topics import Topics
 from streams.wire import encode_labelled
+from tests import learner_log as logs
 from tests.system import run_support as runs
 from tests.system.test_learn import labelled_batches
 
@@ -94,3 +97,29 @@ def test_a_model_is_rolled_back_by_hand_and_everyone_comes_back_with_it(broker: 
     assert live is not None
     assert (live.lineage, len(audit(broker.address, task, "rollback"))) == ("L2", 1)
     assert len(registry.history()) == 2
+
+
+def test_a_recommended_challenger_is_promoted_by_a_person(broker: Any, tmp_path: Path) -> None:
+    task = logs.small_task("approved", 'calendar = true\nsegments = ["user_feature_0"]')
+    path = tmp_path / "approved.toml"
+    path.write_text(task.text.replace("[drift]", '[drift]\npolicy = "manual"').replace("= 2000", "= 100000"))
+    task = load_task(str(path))
+    settings = prepare(task, Settings(kafka=broker.address, data=tmp_path, partitions=1))
+    where = ("--task", str(path), "--kafka", broker.address)
+    env = {"DRIFTLINE_PARTITIONS": "1", "DRIFTLINE_BLOBS": settings.blobs}
+    with ExitStack() as stack:
+        producer = stack.enter_context(make_producer(broker.address))
+        stack.enter_context(runs.running(tmp_path, "learn", *where, **env))
+        stack.enter_context(runs.running(tmp_path / "worker", "serve", *where, **env))
+        rows = logs.labelled(task, 5_000)
+        for start in range(0, len(rows), 64):
+            part = rows.take(np.arange(start, min(start + 64, len(rows))))
+            producer.send(Topics.of(task).labelled, encode_labelled(part), partition=0)
+        producer.flush()
+        [advised, *_] = runs.until(lambda: audit(broker.address, task, "recommend"), "a recommendation")
+        assert not audit(broker.address, task, "promote")
+        said = runs.driftline(tmp_path, "models", "promote", advised["lineage"], *where, "--reason", "seen")
+        assert said.returncode == 0, said.stderr
+        runs.until(lambda: serves(broker.address, task, advised["lineage"]), "a worker that serves it")
+        [promoted] = audit(broker.address, task, "promote")
+        assert promoted["evidence"]["by_hand"] == "seen"

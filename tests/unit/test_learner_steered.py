@@ -1,6 +1,7 @@
 """What a person asks of a learner is in its ledger, so a life after a crash has done it too."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from infra.blobs import Blobs
 from infra.settings import Settings
+from learners.costs import Costs
 from learners.registry import Registry
 from streams.control import Command, Control
 from streams.fleet import Refusal, Report
@@ -86,14 +88,35 @@ def life(data: Path, say: Callable[[Learner], Asked | None] | None, outlet: List
     return learner
 
 
+def nothing(_: Learner) -> None:
+    """Says nothing: a challenger that is slow is found by its time."""
+
+
+def slow_challengers() -> Iterator[float]:
+    """A clock for `learners.costs`: a challenger, timed before the champion in every turn, takes 0.2 s, that 0.01 s."""
+    now = 0.0
+    while True:
+        for took in (0.2, 0.01):
+            yield now
+            yield (now := now + took)
+
+
 @pytest.mark.parametrize(
     ("say", "action"),
-    [(challenger_wins, "promote"), (to_the_first, "rollback"), (refused, "rollback")],
+    [
+        (challenger_wins, "promote"),
+        (to_the_first, "rollback"),
+        (refused, "rollback"),
+        (nothing, "reject"),
+    ],
 )
 def test_it_is_repeated_after_a_crash(
     say: Callable[[Learner], Asked | None], action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0 if say is not nothing else 10**9)
+    if say is nothing:
+        clock = partial(next, slow_challengers())
+        monkeypatch.setattr("streams.learn.Costs", partial(Costs, clock=clock))
     monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
     outlet = ListOutlet()
     first = life(tmp_path, say, outlet)
@@ -107,6 +130,12 @@ def test_it_is_repeated_after_a_crash(
     first._ledger.close()
     told = [value.decode() for topic, value in outlet.sent if topic.endswith(".audit")]
     assert any(f'"action":"{action}"' in row for row in told)
+    if say is nothing:
+        slow = [
+            row for row in told if "it takes too long to score: 200.00 ms for 64 rows against 10.00 ms" in row
+        ]
+        assert len(slow) == sum('"action":"start"' in row for row in told)
+        assert not any('"action":"promote"' in row for row in told)
     updates = len(outlet.updates)
 
     second = life(tmp_path, None, outlet)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from learners.admission import Admission, BadUpdate
 from learners.arena import Arena, Decision
 from learners.batch import Batch, Schema
 from learners.challenger import Challenger
+from learners.costs import Costs
 from learners.drift import DriftConfig
 from learners.slot import Slot, encode_full
 from learners.trainer import Trainer
+from learners.verdict import PairedTest
 from tests.learner_rows import CONFIG, SCHEMA, rows
+from tests.unit.test_segments import judged, learned
 
 SLOW = replace(CONFIG, learning_rate=1e-9)
 DRIFT = DriftConfig(min_events=200, max_events=50_000)
@@ -105,6 +109,26 @@ def slow() -> str:
     return refused_at(lambda _: None, Admission(budget_ms=100.0, clock=lambda: float(next(seconds))))
 
 
+def costs() -> str:
+    """It is timed before the champion, in each of three turns."""
+    now, seconds = 0.0, list[float]()
+    for took in (0.2, 0.01) * 3:
+        seconds += [now, now + took]
+        now += took
+    trial = Challenger(trained(), "warm", "adwin-1", PairedTest(0.003, 0.0005))
+    champion = Trainer(SCHEMA, CONFIG, 7, "L1", "cpu")
+    found = Costs(SCHEMA, 10.0, partial(next, iter(seconds))).excessive(champion, [trial])
+    assert [lineage for lineage, _, _ in found] == ["L2"]
+    return "costs"
+
+
+def in_a_segment(*, promoted: bool) -> str:
+    [decision] = judged(("shop",), learned("L2", -1.0, 2_000), promoted=promoted)
+    assert "does harm where shop is 1" in decision.reason
+    assert decision.action == ("rollback" if promoted else "reject")
+    return "guard" if promoted else "verdict"
+
+
 STOPPED: dict[str, tuple[Callable[[], str], ...]] = {
     "NaN weights": (lambda: ended_by(nan, promoted=False), lambda: refused_at(nan)),
     "constant score": (lambda: ended_by(constant, promoted=False), lambda: refused_at(constant)),
@@ -115,7 +139,8 @@ STOPPED: dict[str, tuple[Callable[[], str], ...]] = {
     "one huge row": (lambda: refused_at(huge),),
     "truncated file": (lambda: refused_at(lambda _: None, cut=1),),
     "wrong schema": (wrong_schema,),
-    "slow model": (slow,),
+    "slow model": (costs, slow),
+    "harm to a segment": (lambda: in_a_segment(promoted=False), lambda: in_a_segment(promoted=True)),
 }
 TABLE = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()
 

@@ -18,7 +18,7 @@ from learners import challenger as trial
 from learners.batch import ModelConfig
 from learners.challenger import Action, Challenger, Decision
 from learners.drift import Alert
-from learners.prequential import MetricRow, metrics
+from learners.prequential import MetricRow, Prequential
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
 from streams import archive as archiving
@@ -100,6 +100,7 @@ def type_of(value: Any) -> str:
         float: "number",
         bool: "boolean",
         dict: "object",
+        list: "array",
         type(None): "null",
     }
     return kinds[type(value)]
@@ -141,8 +142,7 @@ def test_the_evidence_is_documented() -> None:
     config = ModelConfig(rows=16, hidden=(4,))
     arm = Trainer(CLICKS.schema, config, 1, "L2", "cpu")
     untried = Challenger(arm, "warm", "adwin-32", PairedTest(0.005, 0.001))
-    nothing = metrics(np.zeros(0), np.zeros(0))
-    evidence = trial.evidence(untried, {"champion": nothing, "challenger": nothing})
+    evidence = trial.evidence(untried, "L1", Prequential(10))
     documented = {row[0]: row[1] for row in table(section("Topic `audit`"), "evidence")}
     assert sorted(evidence) == sorted(documented) == sorted(example("audit")["evidence"])
     assert {name for name, kind in documented.items() if "null" in kind} == {

@@ -195,6 +195,13 @@ def complaint(old: str, new: str) -> str:
             'did you mean "rider"? known entities: driver, rider',
         ),
         (
+            "alpha = 0.05",
+            "segment_share = 0.2",
+            52,
+            "drift.segment_share has no effect without task.segments",
+            "remove this line, or name a category in task.segments, one of city",
+        ),
+        (
             'key = "driver"',
             'key = "driver_id"',
             9,

@@ -78,6 +78,7 @@ class Way:
         from infra.metrics import Metrics
         from infra.settings import Settings
         from learners.trainer import Trainer
+        from streams.emit import Emitter
         from streams.privacy import Pseudonymiser
         from streams.serve import ServeContext, ServeStep
         from streams.simulate import simulate
@@ -93,8 +94,10 @@ class Way:
         )
         nobody: Any = SimpleNamespace(add=lambda *_: None)
         settings = Settings(kafka="none:1", data=home, partitions=PARTITIONS)
+        self.emitter: Any = Emitter(self.task, topics, PARTITIONS, live)
         context = ServeContext(
-            self.task, settings, topics, Blobs(home.as_uri()), Pseudonymiser(b"k" * 32), live, nobody, nobody, Metrics()
+            self.task, settings, topics, Blobs(home.as_uri()), Pseudonymiser(b"k" * 32), live, self.emitter, nobody,
+            nobody, Metrics(),
         )  # fmt: skip
         self.steps: list[Any] = [ServeStep(context, index, 0) for index in range(2)]
         self._put_clocks()
@@ -108,14 +111,14 @@ class Way:
         ]  # fmt: skip
 
     def _put_clocks(self) -> None:
-        first, second = self.steps
+        (first, second), emitter = self.steps, self.emitter
         for step, fill in ((first, "key"), (second, "item")):
             step._stage._fill = self._clocked(fill, step._stage._fill)
         first._stage.fold = self._clocked("decode", first._stage.fold)
-        first._pass_on = self._clocked("pass_on", first._pass_on)
+        emitter._pass_on = self._clocked("pass_on", emitter._pass_on)
         second._stage.fold = self._clocked("read", second._stage.fold)
-        second._write_predictions = self._clocked("predictions", second._write_predictions)
-        second._write_examples = self._clocked("examples", second._write_examples)
+        emitter._write_predictions = self._clocked("predictions", emitter._write_predictions)
+        emitter._write_examples = self._clocked("examples", emitter._write_examples)
         self._score = self._clocked("score", self.model.score)
 
     def _clocked(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,7 +147,7 @@ class Way:
         for start in range(0, len(records), self.batch):
             passed, out = Outputs(), Outputs()
             self.steps[0].process({first: records[start : start + self.batch]}, passed)
-            self.steps[0]._folded = None
+            self.emitter.finish(passed)
             produce(passed)
             rows = [
                 SimpleNamespace(value=value, headers=headers, offset=start, topic=topic, partition=0)
@@ -152,7 +155,7 @@ class Way:
                 for _, value, headers in written
             ]
             self.steps[1].process({second: rows}, out)
-            self.steps[1]._folded = None
+            self.emitter.finish(out)
             produce(out)
 
     def best(self) -> dict[str, tuple[float, str]]:

@@ -21,6 +21,7 @@ from faust.types import TP
 from infra.clickhouse import Archive
 from infra.clock import now_ms
 from streams.live import META
+from streams.membership import Membership
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Outputs, committed_offsets
@@ -213,12 +214,16 @@ class ArchiveCommitter:
         """See Committer."""
         return await committed_offsets(self._kafka, self._group, sources)
 
+    def joined(self, membership: Membership) -> None:
+        """See Committer: Faust's consumer knows who it is."""
+
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """See Committer."""
         if outputs.records:
             raise ValueError("the archive has no producer to write outputs with")
-        for table, columns, rows in outputs.rows:
-            await self._writer.stored(table, columns, rows)
+        await asyncio.gather(
+            *(self._writer.stored(table, columns, rows) for table, columns, rows in outputs.rows)
+        )
         await self._consumer._commit(dict(offsets))
 
     async def close(self) -> None:
@@ -246,9 +251,6 @@ class ArchiveStep:
                 log.error("%s offset %d is not archived: %r", self._source, record.offset, error)
         if rows:
             outputs.rows.append((self._table, self._columns, rows))
-
-    def committed(self) -> None:
-        """See Step."""
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step."""

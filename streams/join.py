@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -106,9 +107,6 @@ class LabelStep:
             value = wire.encode_labels(part.take(last))
             outputs.add(context.topics.examples, target, value, headers=[*kind, *mark])
 
-    def committed(self) -> None:
-        """See Step."""
-
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step: where Kafka has no more labels, nobody should wait for this partition."""
         asked = now_ms()
@@ -180,11 +178,8 @@ class JoinStep:
             self._context.metrics.count("examples_total", len(labelled))
         self._set_aside(outputs, self._state.refused)
         self._offset = batch[-1].offset + 1
-
-    def committed(self) -> None:
-        """See Step."""
         self._count()
-        self._maybe_snapshot()
+        self._maybe_snapshot(outputs)
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step."""
@@ -239,7 +234,7 @@ class JoinStep:
                     value = wire.encode_feedback(part.take(cut))
                     outputs.add(context.topics.feedback(entity.name), target, value)
 
-    def _maybe_snapshot(self) -> None:
+    def _maybe_snapshot(self, outputs: Outputs) -> None:
         started = now_ms()
         if started < self._snapshot_ms + self._pause_ms or (
             self._saving is not None and not self._saving.done()
@@ -250,8 +245,12 @@ class JoinStep:
         # Much may wait: copying it must not take more than a twentieth of the time.
         every = self._context.task.serving.snapshot_every_ms
         self._pause_ms = max(every, 20 * (self._snapshot_ms - started))
+        outputs.after.append(partial(self._store, self._offset, arrays))
+
+    def _store(self, offset: int, arrays: dict[str, Any]) -> None:
+        """What the state was like with the batch that is committed now goes to the disk."""
         loop = asyncio.get_running_loop()
-        self._saving = loop.run_in_executor(self._context.executor, self._save, self._offset, arrays)
+        self._saving = loop.run_in_executor(self._context.executor, self._save, offset, arrays)
 
     def _save(self, offset: int, arrays: dict[str, Any]) -> None:
         try:

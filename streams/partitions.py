@@ -1,24 +1,28 @@
-"""One task for each partition a worker owns, so that partitions commit side by side.
+"""The owner of a worker's partitions: what came for all of them is processed and committed together.
 
-A Faust agent hands every `Fetch` to `Partitions`, which routes it to the owner of that partition number. A group is the
-topics whose records change one state (a log and, say, the feedback for the same entities); it has one step. An owner
-has one step or, where groups travel together, one for each group: then everything that waits for a partition goes
-into one transaction, and the broker has a half or a third as many of them to do.
+A Faust agent hands every `Fetch` to `Partitions`, which keeps it for the place that it belongs to. A group is the
+topics whose records change one state (a log and, say, the feedback for the same entities); a place is one partition
+number of a group, and has one step. One pass takes what waits for all places, lets each step process its part, and
+commits the outputs and offsets of all of them in one transaction: what a transaction costs, the broker and this
+process, does not grow with the number of partitions, and no reader waits for the slowest of several transactions.
 
-Batches take turns (`_Turn`): between two of them the event loop goes round a few times, so that a fetch is not held up
-at every hop of its way through Faust by yet another batch that is being folded.
+While one pass is being committed the next one gathers; it is begun sooner only when much waits already. Between two
+steps the event loop goes round, so that a fetch is not held up at every hop of its way through Faust.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from aiokafka.errors import ProducerFenced
 from faust.types import TP
 
 from infra.errors import UserError
+from streams.membership import NOBODY, Membership
 from streams.transaction import Committer, Outputs
 from streams.transport import Fetch
 
@@ -30,25 +34,28 @@ EXIT_USER = 1
 """A person must do something; starting again at once would not help."""
 
 _QUEUED_RECORDS = 4000
-"""Records of a group that wait for an owner (one fetch more, at most) before nothing more is read for it."""
+"""Records that wait at a place (one fetch more, at most) before nothing more is read for it."""
 
 _MOST_RECORDS = 4000
-"""Records after which a batch is closed: a transaction of many more only makes the ones behind it wait."""
+"""Records after which a pass is closed: a transaction of many more only makes the ones behind it wait."""
 
+_AHEAD_RECORDS = 1000
+"""So many that wait are worth a pass of their own while the one before is still being committed."""
 
 _ROUNDS = 4
-"""Rounds of the event loop from a fetch's arrival to its owner."""
+"""Rounds of the event loop from a fetch's arrival to its place."""
 
 _GATE_S = 0.02
 """Longest time in which nothing is read because work is at hand."""
 
 _HOLD_S = 10.0
-"""How long a worker that is to stop waits for Kafka to take the batch at hand."""
+"""How long a worker that is to stop waits for Kafka to take the pass at hand."""
 
 
 class Step(Protocol):
-    """What happens to one partition of one group: taking over, working, hearing of its commit or of nothing, and
-    letting go. It has no producer: what it wants written it puts into `outputs`.
+    """What happens to one partition of one group: taking over, working, hearing of nothing, and letting go. It has no
+    producer: what it wants written it puts into `outputs`, and what it wants done after the commit into
+    `outputs.after`. The next pass may be processed before that is called.
     """
 
     async def open(self, committed: Mapping[TP, int]) -> None:
@@ -56,9 +63,6 @@ class Step(Protocol):
 
     def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """Process records in offset order; raising ends the worker."""
-
-    def committed(self) -> None:
-        """What was last processed is committed, with everything it led to."""
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """Nothing came for a while, or since the partition was taken over; seconds until it wants to hear of it again.
@@ -71,214 +75,115 @@ class Step(Protocol):
 
 
 class LostFetch(Exception):
-    """A fetch went missing between the consumer and its owner; starting again from the commit brings it back."""
-
-
-class _Turn:
-    """Lets one batch be worked on at a time, and whatever else the event loop has to do go before the next one."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def __aenter__(self) -> None:
-        await self._lock.acquire()
-
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            for _ in range(_ROUNDS):
-                await asyncio.sleep(0)
-        finally:
-            self._lock.release()
+    """A fetch went missing between the consumer and its place; starting again from the commit brings it back."""
 
 
 class _Place:
-    """One group of an owner: its step, what waits for it, and when it was last heard of."""
+    """One partition of one group: its step, the fetches that wait for it, and when it was last heard of."""
 
     def __init__(self, step: Step, sources: Sequence[TP]) -> None:
         self.step, self.sources = step, sources
+        self.opening = self.ready = self.gone = False
         self.waiting = 0  # records in the queue
         self.quiet_at: float | None = None  # when its step is to be told, by the loop's clock
-
-
-class _Owner:
-    def __init__(
-        self,
-        places: Mapping[str, _Place],
-        committer: Committer,
-        turn: _Turn,
-        taken: Callable[[], None],
-        pause_s: float,
-        quiet_s: float,
-    ) -> None:
-        self.places, self._committer, self._turn = places, committer, turn
-        self._taken = taken
-        self._pause_s, self._quiet_s = pause_s, quiet_s
-        self._place_of = {tp: place for place in places.values() for tp in place.sources}
-        self._queue: asyncio.Queue[Fetch] = asyncio.Queue()
+        self._queue: deque[Fetch] = deque()
         self._last: dict[TP, Fetch] = {}
-        self._next: dict[TP, int] = {}
-        self._free = asyncio.Event()
-        self._free.set()
-        self._working = asyncio.Lock()
-        self._clock = asyncio.get_running_loop().time
-        self.task = asyncio.create_task(self._guarded())
+        self.next: dict[TP, int] = {}
 
     def put(self, fetch: Fetch) -> None:
-        self._queue.put_nowait(fetch)
-        self._place(fetch).waiting += len(fetch.records)
+        """One more fetch waits."""
+        self._queue.append(fetch)
+        self.waiting += len(fetch.records)
 
-    def _place(self, fetch: Fetch) -> _Place:
-        return self._place_of[TP(fetch.topic, fetch.partition)]
+    async def open(self, committed: Mapping[TP, int]) -> None:
+        """Take the partition over."""
+        self.next = {tp: committed[tp] for tp in self.sources}
+        await self.step.open(self.next)
+        self.ready = True
 
-    async def _guarded(self) -> None:
-        try:
-            await self._run()
-        except asyncio.CancelledError:
-            raise
-        except UserError as error:
-            log.critical("%s", error)
-            end(EXIT_USER)
-        except BaseException:
-            log.critical(
-                "a partition failed; the worker ends and starts again from the last commit", exc_info=True
-            )
-            end(EXIT_AGAIN)
-
-    async def _run(self) -> None:
-        self._next = await self._committer.open(list(self._place_of))
-        for place in self.places.values():
-            await place.step.open({tp: self._next[tp] for tp in place.sources})
-            place.quiet_at = self._clock() + self._quiet_s
-        while True:
-            fetches = await self._something()
-            started = self._clock()
-            await self._free.wait()
-            async with self._working:
-                await self._pass(self._fresh(fetches))
-            await asyncio.sleep(max(0.0, started + self._pause_s - self._clock()))
-
-    async def _something(self) -> list[Fetch]:
-        """What waits, up to a full batch; nothing when a step is to be told that it is quiet."""
-        fetches = []
-        if self._queue.empty():
-            until = min((p.quiet_at for p in self.places.values() if p.quiet_at is not None), default=None)
-            try:
-                async with asyncio.timeout_at(until):
-                    fetches.append(await self._queue.get())
-            except TimeoutError:
-                return []
-        size = sum(len(fetch.records) for fetch in fetches)
-        while size < _MOST_RECORDS and not self._queue.empty():
-            fetches.append(self._queue.get_nowait())
-            size += len(fetches[-1].records)
-        for fetch in fetches:
-            self._place(fetch).waiting -= len(fetch.records)
-        self._taken()
-        return fetches
-
-    async def _pass(self, records: Mapping[TP, Sequence[Any]]) -> None:
-        """Let every step process what came for it, and commit all of it together."""
-        outputs, busy = Outputs(), []
-        for place in self.places.values():
-            if any(tp in records for tp in place.sources):
-                busy.append(place)
-                place.quiet_at = self._clock() + self._quiet_s
-            elif place.quiet_at is not None and place.quiet_at <= self._clock():
-                again_s = await place.step.quiet(outputs)
-                place.quiet_at = None if again_s is None else self._clock() + again_s
-        if busy:
-            async with self._turn:
-                for place in busy:
-                    place.step.process({tp: records[tp] for tp in place.sources if tp in records}, outputs)
-        if busy or outputs.records:
-            await self._committer.commit(outputs, {tp: self._next[tp] for tp in records or self._next})
-        for place in busy:
-            place.step.committed()
-
-    def _fresh(self, fetches: Iterable[Fetch]) -> dict[TP, list[Any]]:
-        """Records at or above the next offset of their partition, in order; a dropped fetch is an error."""
+    def take(self, most: int) -> dict[TP, list[Any]]:
+        """The records of the next fetches, about `most` of them: those at or above the next offset, in order."""
         fresh: dict[TP, list[Any]] = {}
-        for fetch in fetches:
+        while self._queue and most > 0:
+            fetch = self._queue.popleft()
+            self.waiting -= len(fetch.records)
+            most -= len(fetch.records)
             tp = TP(fetch.topic, fetch.partition)
             if not fetch.follows(self._last.get(tp)):
                 raise LostFetch(
                     f"{tp}: fetch {fetch.sequence} of epoch {fetch.epoch} does not follow the last one"
                 )
             self._last[tp] = fetch
-            first = self._next[tp]
+            first = self.next[tp]
             records = [r for r in fetch.records if r.offset >= first]
             if records:
                 fresh.setdefault(tp, []).extend(records)
-                self._next[tp] = records[-1].offset + 1
+                self.next[tp] = records[-1].offset + 1
         return fresh
-
-    async def hold(self) -> None:
-        """Finish the batch at hand and begin no other."""
-        self._free.clear()
-        async with self._working:
-            pass
-
-    def go_on(self) -> None:
-        self._free.set()
-
-    async def close(self, *, final: bool) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.hold(), _HOLD_S)
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        for place in self.places.values():
-            place.step.close(final=final)
-        await self._committer.close()
 
 
 class Partitions:
-    """Routes fetches to owners; opens and closes owners as partitions come and go.
+    """The owner; opens and closes places as partitions come and go.
 
     Args:
         make: makes the step for (group, partition).
-        committer: makes what an owner commits with, for (owner, partition).
+        committer: makes what is committed with; called once, with an event loop.
         group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
-        owner_of: group → the name of its owner; groups of one owner must have the same number of partitions.
-        pause_ms: least time between two commits of one owner, in milliseconds; 0 commits as fast as Kafka does.
+        finish: what is to be written for a pass as a whole, once all steps have processed their part.
+        pause_ms: least time between two passes, in milliseconds; 0 commits as fast as Kafka does.
         quiet_ms: how long a partition's records may fail to come until its step is told, the first time.
     """
 
     def __init__(
         self,
         make: Callable[[str, int], Step],
-        committer: Callable[[str, int], Committer],
+        committer: Callable[[], Committer],
         group_of: Mapping[str, str],
         *,
-        owner_of: Callable[[str], str] = str,
+        finish: Callable[[Outputs], None] = lambda _: None,
         pause_ms: int = 0,
         quiet_ms: int = 1000,
     ) -> None:
-        self._make, self._committer, self._group_of, self._owner_of = make, committer, group_of, owner_of
+        self._finish = finish
+        self._make, self._new_committer, self._group_of = make, committer, group_of
         self._pause_s, self._quiet_s = pause_ms / 1000, quiet_ms / 1000
         self._order = {group: place for place, group in enumerate(dict.fromkeys(group_of.values()))}
-        self._owners: dict[tuple[str, int], _Owner] = {}
-        self._turn, self._idle = _Turn(), asyncio.Event()
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._last: _Place | None = None  # that worked
+        self._committer: Committer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commit: asyncio.Task[None] | None = None
+        self._news, self._idle = asyncio.Event(), asyncio.Event()
+        self._free, self._working = asyncio.Event(), asyncio.Lock()
 
     def put(self, fetch: Fetch) -> None:
-        """Hand a fetch to its owner."""
-        self._owner(self._owner_of(self._group_of[fetch.topic]), fetch.partition).put(fetch)
+        """Keep a fetch for its place."""
+        self._place(fetch.topic, fetch.partition).put(fetch)
+        self._news.set()
+
+    def _place(self, topic: str, partition: int) -> _Place:
+        """The place of a partition; a new one is not ready before it is assigned."""
+        group = self._group_of[topic]
+        if (place := self._places.get((group, partition))) is None:
+            sources = [TP(topic, partition) for topic, of in self._group_of.items() if of == group]
+            place = self._places[group, partition] = _Place(self._make(group, partition), sources)
+        return place
+
+    def _waiting(self) -> int:
+        """Records that wait at places which can take them."""
+        return sum(place.waiting for place in self._places.values() if place.ready)
 
     async def gate(self) -> set[TP]:
         """Wait until what was read is being worked on, or for a while; the partitions to read no more of for now.
 
-        While there is work at hand, reading more would only cut it into smaller batches.
+        While there is work at hand, reading more would only cut it into smaller passes.
         """
         self._idle.clear()
-        if any(place.waiting for owner in self._owners.values() for place in owner.places.values()):
+        if self._waiting():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATE_S):
                     await self._idle.wait()
         return self._busy()
-
-    def _taken(self) -> None:
-        """An owner took what waited for it; the last one opens the gate."""
-        if not any(place.waiting for owner in self._owners.values() for place in owner.places.values()):
-            self._idle.set()
 
     def _busy(self) -> set[TP]:
         """Partitions of groups that are behind, and of those that feed them.
@@ -286,63 +191,184 @@ class Partitions:
         Groups come in the order of the path. While a later one is behind, the earlier ones would only make more work
         for it, and every event would wait for all that were read before it.
         """
-        behind = {
-            (group, partition)
-            for (_, partition), owner in self._owners.items()
-            for group, place in owner.places.items()
-            if place.waiting >= _QUEUED_RECORDS
-        }
+        behind = {at for at, place in self._places.items() if place.waiting >= _QUEUED_RECORDS}
         if not behind:
             return set()
         last = max(self._order[group] for group, _ in behind)
         return {
-            TP(topic, partition)
-            for topic, group in self._group_of.items()
-            for _, partition in self._owners
+            tp
+            for (group, partition), place in self._places.items()
             if self._order[group] < last or (group, partition) in behind
+            for tp in place.sources
         }
 
-    def _owner(self, name: str, partition: int) -> _Owner:
-        owner = self._owners.get((name, partition))
-        if owner is None:
-            groups = [group for group in self._order if self._owner_of(group) == name]
-            places = {
-                group: _Place(
-                    self._make(group, partition),
-                    [TP(topic, partition) for topic, of in self._group_of.items() if of == group],
-                )
-                for group in groups
-            }
-            owner = self._owners[name, partition] = _Owner(
-                places,
-                self._committer(name, partition),
-                self._turn,
-                self._taken,
-                self._pause_s,
-                self._quiet_s,
+    async def _run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._something()
+            started = clock()
+            await self._free.wait()
+            async with self._working:
+                await self._pass()
+            await asyncio.sleep(max(0.0, started + self._pause_s - clock()))
+
+    async def _something(self) -> None:
+        """Until there is something to do: records and nothing being committed, many records, or a step to be told."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._news.clear()
+            if self._commit is not None and self._commit.done():
+                self._commit.result()
+                self._commit = None
+            waiting = self._waiting()
+            if waiting >= _AHEAD_RECORDS or (waiting and self._commit is None):
+                return
+            until = min(
+                (p.quiet_at for p in self._places.values() if p.quiet_at is not None and p.ready),
+                default=None,
             )
-        return owner
+            if until is not None and until <= clock() and self._commit is None:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until if self._commit is None else None):
+                    await self._news.wait()
+
+    async def _pass(self) -> None:
+        """Let every step process what came for it, and commit all of it together."""
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+        outputs, offsets, left = Outputs(), dict[TP, int](), _MOST_RECORDS
+        clock = asyncio.get_running_loop().time
+        for place in self._in_turn():
+            if place.waiting:
+                if left <= 0:  # it will be the first of the next pass
+                    break
+                self._last, waited = place, place.waiting
+                records = place.take(left)
+                left -= waited - place.waiting
+                if records:
+                    place.quiet_at = clock() + self._quiet_s
+                    place.step.process(records, outputs)
+                    offsets |= {tp: place.next[tp] for tp in records}
+                    await asyncio.sleep(0)
+            elif place.quiet_at is not None and place.quiet_at <= clock():
+                again_s = await place.step.quiet(outputs)
+                place.quiet_at = None if again_s is None else clock() + again_s
+                offsets |= place.next
+        if not self._waiting():
+            self._idle.set()
+        self._finish(outputs)
+        if offsets or outputs.records:
+            await self._committed()
+            self._commit = self._start(self._write(outputs, offsets))
+            self._commit.add_done_callback(lambda _: self._news.set())
+
+    def _in_turn(self) -> list[_Place]:
+        """The places that can work, the one after the last that did so first."""
+        places = [place for place in self._places.values() if place.ready]
+        start = places.index(self._last) + 1 if self._last in places else 0
+        return places[start:] + places[:start]
+
+    async def _write(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+        assert self._committer is not None
+        await self._committer.commit(outputs, offsets)
+        for follow in outputs.after:
+            follow()
+
+    async def _committed(self) -> None:
+        """Until nothing is being committed."""
+        if self._commit is not None:
+            await self._commit
+            self._commit = None
+
+    def _start(self, work: Any) -> "asyncio.Task[None]":
+        """A task whose failure ends the worker."""
+        task = asyncio.create_task(_guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _hold(self) -> None:
+        """Finish the pass at hand and begin no other."""
+        self._free.clear()
+        async with self._working:
+            await self._committed()
 
     async def revoked(self) -> None:
-        """Before a rebalance: finish what was begun, so that a new owner finds nobody at work that it would fence."""
-        await asyncio.gather(*(owner.hold() for owner in self._owners.values()))
+        """Before a rebalance: finish what was begun, since Kafka takes nothing more of it afterwards."""
+        await self._hold()
 
-    async def assigned(self, tps: Iterable[TP]) -> None:
+    async def assigned(self, tps: Iterable[TP], membership: Membership) -> None:
         """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new."""
-        wanted = {
-            (self._owner_of(self._group_of[tp.topic]), tp.partition)
-            for tp in tps
-            if tp.topic in self._group_of
-        }
-        for at in [at for at in self._owners if at not in wanted]:
-            await self._owners.pop(at).close(final=False)
-        for at in sorted(wanted):
-            self._owner(*at).go_on()
+        await self._hold()
+        if membership == NOBODY:  # expelled already: the group will hand out the partitions once more
+            return
+        wanted = {(self._group_of[tp.topic], tp.partition): tp for tp in tps if tp.topic in self._group_of}
+        for at in [at for at in self._places if at not in wanted]:
+            self._let_go(self._places.pop(at), final=False)
+        if self._committer is None:
+            self._committer = self._new_committer()
+            self._start(self._run())
+        self._committer.joined(membership)
+        places = [self._place(tp.topic, tp.partition) for _, tp in sorted(wanted.items())]
+        if new := [place for place in places if not place.opening]:
+            self._start(self._open(new))
+        self._free.set()
+
+    async def _open(self, places: Sequence[_Place]) -> None:
+        """Take partitions over, all at the same time."""
+        assert self._committer is not None
+        for place in places:
+            place.opening = True
+        committed = await self._committer.open([tp for place in places for tp in place.sources])
+        await asyncio.gather(*(self._open_one(place, committed) for place in places))
+
+    async def _open_one(self, place: _Place, committed: Mapping[TP, int]) -> None:
+        await place.open(committed)
+        if place.gone:
+            place.step.close(final=False)
+            return
+        place.quiet_at = asyncio.get_running_loop().time() + self._quiet_s
+        self._news.set()
+
+    def _let_go(self, place: _Place, *, final: bool) -> None:
+        place.gone = True
+        if place.ready:
+            place.step.close(final=final)
 
     async def close(self) -> None:
         """The worker stops by request."""
-        owners, self._owners = list(self._owners.values()), {}
-        await asyncio.gather(*(owner.close(final=True) for owner in owners))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hold(), _HOLD_S)
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        places, self._places = list(self._places.values()), {}
+        for place in places:
+            self._let_go(place, final=True)
+        if self._committer is not None:
+            await self._committer.close()
+
+
+async def _guarded(work: Any) -> None:
+    """Do it, or end the process."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except UserError as error:
+        log.critical("%s", error)
+        end(EXIT_USER)
+    except ProducerFenced:
+        log.critical(
+            "another worker has its partitions; the worker ends and starts again from the last commit"
+        )
+        end(EXIT_AGAIN)
+    except BaseException:
+        log.critical(
+            "a partition failed; the worker ends and starts again from the last commit", exc_info=True
+        )
+        end(EXIT_AGAIN)
 
 
 def end(code: int) -> None:

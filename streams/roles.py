@@ -34,6 +34,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     import torch
 
     from featurestore.repository import FeatureWriter
+    from streams.emit import Emitter
     from streams.live import LiveModel
     from streams.online import OnlineWriter
     from streams.serve import ServeContext, ServeStep, warm_up
@@ -43,13 +44,15 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     topics, group = Topics.of(task), f"driftline-{task.name}-serve"
     app = make_app(group, settings)
     blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
-    metrics = Metrics()
-    worker = settings.worker or f"{socket.gethostname()}-{os.getpid()}"
+    metrics, worker = Metrics(), _worker(settings)
     live = LiveModel(task, settings, worker, metrics)
     features = FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive)
     online = OnlineWriter(features, executor, metrics)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
-    context = ServeContext(task, settings, topics, blobs, pseudonymiser, live, online, executor, metrics)
+    emitter = Emitter(task, topics, settings.partitions, live)
+    context = ServeContext(
+        task, settings, topics, blobs, pseudonymiser, live, emitter, online, executor, metrics
+    )
 
     warm_up(task, live)
     stages = [topics.stage(i) for i in range(len(task.entities))]
@@ -66,9 +69,9 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     serving = task.serving
     partitions = Partitions(
         make,
-        _committers(task, settings, app, group),
+        _committer(task, settings, app, worker),
         group_of,
-        owner_of=lambda _: "",  # all stages have as many partitions, and travel together
+        finish=emitter.finish,
         pause_ms=serving.commit_every_ms,
         quiet_ms=serving.idle_ms,
     )
@@ -101,7 +104,7 @@ def join_app(task: Task, settings: Settings) -> faust.App:
     group_of = {topic: topic for topic in (topics.labels, topics.examples)}
     partitions = Partitions(
         make,
-        _committers(task, settings, app, group),
+        _committer(task, settings, app, _worker(settings)),
         group_of,
         pause_ms=task.serving.commit_every_ms,
         quiet_ms=round(1000 * FIRST_QUIET_S),
@@ -124,7 +127,7 @@ def archive_app(task: Task, settings: Settings) -> faust.App:
     def make(topic: str, partition: int) -> Step:
         return ArchiveStep(task, topic, partition)
 
-    def committer(_: str, __: int) -> Committer:
+    def committer() -> Committer:
         return ArchiveCommitter(settings.kafka, group, app.consumer, writer)
 
     group_of = {topic: topic for topic in sources(task)}
@@ -139,15 +142,19 @@ APPS: Mapping[str, Callable[[Task, Settings], faust.App]] = {
 }
 
 
-def _committers(
-    task: Task, settings: Settings, app: faust.App, group: str
-) -> Callable[[str, int], Committer]:
-    """What an owner commits with, as the task's guarantee wants it. One number of an owner has one producer, ever."""
+def _worker(settings: Settings) -> str:
+    """The name of this worker: the one that it was given, or one that no other has."""
+    return settings.worker or f"{socket.gethostname()}-{os.getpid()}"
 
-    def make(owner: str, partition: int) -> Committer:
+
+def _committer(task: Task, settings: Settings, app: faust.App, worker: str) -> Callable[[], Committer]:
+    """What a worker commits with, as the task's guarantee wants it. Each life of a worker has the same producer id."""
+    group = str(app.conf.id)
+
+    def make() -> Committer:
         if task.serving.guarantee == "at_least_once":
             return AtLeastOnce(settings.kafka, group, app.consumer)
-        return ExactlyOnce(settings.kafka, group, "-".join(filter(None, [group, owner, str(partition)])))
+        return ExactlyOnce(settings.kafka, group, f"{group}-{worker}")
 
     return make
 
@@ -174,7 +181,8 @@ def _run(
 
     @app.on_partitions_assigned.connect(weak=False)
     async def assigned(_: Any, tps: Iterable[TP], **__: Any) -> None:
-        await partitions.assigned(tps)
+        consumer: Any = app.consumer
+        await partitions.assigned(tps, consumer.membership)
 
     @app.on_before_shutdown.connect(weak=False)
     async def ending(*_: Any, **__: Any) -> None:

@@ -1,10 +1,11 @@
 """The serve role: events in, features, scores, predictions and examples out. Faust agents over the batch transport.
 
-A stage is one log: the events topic, then one re-keyed topic for each further entity. The owner of a stage's partition
-does, for every batch:
+A stage is one log: the events topic, then one re-keyed topic for each further entity. A pass over the partitions of a
+worker (`partitions`) does:
 
-1. fold the records: decode, drop duplicates, features of this stage's entity (`stage.StagePartition`);
-2. in the last stage, score the rows with the live model (`live.LiveModel`);
+1. fold what came for each partition of each stage: decode, drop duplicates, features of this stage's entity
+   (`stage.StagePartition`);
+2. score the rows of the last stage with the live model, all at once (`emit.Emitter`);
 3. write the outputs and the next offsets in one transaction (`transaction`): rows for the next stage, or predictions
    and examples; broken records to dead-letters;
 4. hand the feature rows to Feast's online store, behind the stream (`online.OnlineWriter`);
@@ -19,12 +20,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 from faust.types import TP
-from numpy.typing import NDArray
 
 from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
@@ -34,6 +34,7 @@ from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
 from streams.dead_letters import add_dead_letters
+from streams.emit import Emitter
 from streams.live import LiveModel
 from streams.online import OnlineWriter
 from streams.ordering import IDLE, told
@@ -48,27 +49,6 @@ from streams.transaction import Outputs
 log = logging.getLogger(__name__)
 
 
-class Source(msgspec.Struct, gc=False):
-    """Where an event stands in the events topic."""
-
-    partition: int
-    offset: int
-
-
-class Prediction(msgspec.Struct, gc=False):
-    """One record of the predictions topic; docs/schemas.md has the units."""
-
-    event_id: str
-    task: str
-    score: float
-    version: str
-    event_time: int
-    received_at: int
-    processed_at: int
-    late: bool
-    source: Source
-
-
 @dataclass(frozen=True)
 class ServeContext:
     """What all partitions of a serve worker share."""
@@ -79,6 +59,7 @@ class ServeContext:
     blobs: Blobs
     pseudonymiser: Pseudonymiser
     live: LiveModel
+    emitter: Emitter
     online: OnlineWriter
     executor: Executor
     metrics: Metrics
@@ -113,13 +94,11 @@ class ServeStep:
         self._last = index == len(task.entities) - 1
         self._tells = task.serving.order == "event_time" and not self._last
         self._offsets: dict[TP, int] = {}
-        self._folded: Folded | None = None  # of the batch that is not committed yet
         self._snapshots = Snapshots(
             context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
         )
         self._snapshot_ms = now_ms()
         self._saving: asyncio.Future[None] | None = None
-        self._encoder = msgspec.json.Encoder()
 
     async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
@@ -140,20 +119,18 @@ class ServeStep:
         """See Step."""
         for tp, batch in records.items():
             if tp == self._main:
-                self._folded = self._stage.fold(batch)  # 1
+                folded = self._stage.fold(batch)  # 1
+                self._emit(outputs, folded)  # 2
+                outputs.after.append(partial(self._done, folded))
             else:
                 self._stage.fold_feedback(batch)
             self._offsets[tp] = batch[-1].offset + 1
-        if self._folded is not None:
-            self._emit(outputs, self._folded)  # 2
+        self._maybe_snapshot(outputs)
 
-    def committed(self) -> None:
-        """See Step."""
-        folded, self._folded = self._folded, None
-        if folded is not None:
-            self._count(folded)
-            self._context.online.add(self._stage.entity, folded.rows.keys[:, self._index], folded)  # 4
-        self._maybe_snapshot()  # 5
+    def _done(self, folded: Folded) -> None:
+        """A batch is committed."""
+        self._count(folded)
+        self._context.online.add(self._stage.entity, folded.rows.keys[:, self._index], folded)  # 4
 
     def _emit(self, outputs: Outputs, folded: Folded) -> None:
         context = self._context
@@ -164,70 +141,20 @@ class ServeStep:
             context.task.name,
             folded.broken,
         )
-        if not self._last:
-            self._pass_on(outputs, folded.rows, self._stage.watermark_ms)
-        elif len(folded.rows):
-            self._predict(outputs, folded.rows)
+        if self._tells:
+            self._tell(outputs, folded.rows, self._stage.watermark_ms)
+        else:
+            context.emitter.add(self._index, self._partition, folded.rows)
 
-    def _pass_on(self, outputs: Outputs, rows: wire.Rows, watermark_ms: int) -> None:
-        """Rows to the next stage, each to the partition of its next entity; where order matters, how far we are to all.
-
-        What tells it is the last record for a partition, so that all rows up to there have come before.
-        """
-        partitions = self._context.settings.partitions
-        topic = self._context.topics.stage(self._index + 1)
-        targets = wire.partition_of(rows.keys[:, self._index + 1], partitions)
-        headers = told(self._partition, watermark_ms) if self._tells else []
-        for target in range(partitions) if self._tells else np.unique(targets).tolist():
-            part = rows.take(targets == target)
-            *whole, last = wire.cuts(part) or [np.arange(0)]
-            for cut in whole:
-                outputs.add(topic, target, wire.encode_rows(part.take(cut)))
-            outputs.add(topic, target, wire.encode_rows(part.take(last)), headers=headers)
+    def _tell(self, outputs: Outputs, rows: wire.Rows, watermark_ms: int) -> None:
+        """Where order matters, rows go on with how far we are."""
+        self._context.emitter.tell(outputs, self._index, rows, told(self._partition, watermark_ms))
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step: nothing has come for a while, so nobody should wait for this partition."""
         if self._tells and self._index == 0:  # later stages pass on what the first one tells
-            self._pass_on(outputs, wire.Rows.empty(self._context.task), IDLE)
+            self._tell(outputs, wire.Rows.empty(self._context.task), IDLE)
         return None
-
-    def _predict(self, outputs: Outputs, rows: wire.Rows) -> None:
-        scores, version = self._context.live.score(rows.numbers, rows.categories)
-        self._write_predictions(outputs, rows, scores, version)
-        self._write_examples(outputs, rows, scores, version)
-
-    def _write_predictions(
-        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
-    ) -> None:
-        context, encode = self._context, self._encoder.encode
-        topic, task, processed = context.topics.predictions, context.task.name, now_ms()
-        columns = zip(
-            rows.ids,
-            scores.tolist(),
-            rows.event_ms.tolist(),
-            rows.received_ms.tolist(),
-            rows.late.tolist(),
-            rows.partition.tolist(),
-            rows.offset.tolist(),
-            strict=True,
-        )
-        for event_id, score, event, received, late, partition, offset in columns:
-            row = Prediction(
-                event_id, task, score, version, event, received, processed, late, Source(partition, offset)
-            )
-            outputs.add(topic, self._partition, encode(row), key=event_id.encode())
-
-    def _write_examples(
-        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
-    ) -> None:
-        context = self._context
-        targets = np.array([wire.partition_of_id(i, context.settings.partitions) for i in rows.ids], np.int64)
-        for target in np.unique(targets).tolist():
-            chosen = np.flatnonzero(targets == target)
-            part, served = rows.take(chosen), scores[chosen]
-            for cut in wire.cuts(part):
-                value = wire.encode_examples(part.take(cut), served[cut], version)
-                outputs.add(context.topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])
 
     def _count(self, folded: Folded) -> None:
         metrics = self._context.metrics
@@ -241,12 +168,16 @@ class ServeStep:
         if self._last:
             metrics.count("predictions_total", len(folded.rows))
 
-    def _maybe_snapshot(self) -> None:
+    def _maybe_snapshot(self, outputs: Outputs) -> None:
         due = self._snapshot_ms + self._context.task.serving.snapshot_every_ms
         if now_ms() < due or (self._saving is not None and not self._saving.done()):
             return
         self._snapshot_ms = now_ms()
         offsets, arrays = [self._offsets[tp] for tp in self._sources], self._stage.snapshot()
+        outputs.after.append(partial(self._store, offsets, arrays))  # 5
+
+    def _store(self, offsets: list[int], arrays: dict[str, Any]) -> None:
+        """What the state was like with the batch that is committed now goes to the disk."""
         loop = asyncio.get_running_loop()
         self._saving = loop.run_in_executor(self._context.executor, self._save, offsets, arrays)
 

@@ -1,24 +1,27 @@
-"""Outputs and the next input offsets, committed together: how a partition's results leave the process.
+"""Outputs and the next input offsets, committed together: how a worker's results leave the process.
 
 Exactly once (`ExactlyOnce`). The order, with the same numbers in the code:
 
-1. Open the transactional producer of the input partition. Kafka ends whatever its former owner left open and fences
-   that owner: nothing it still writes can be committed.
-2. Only then read the committed offsets; they can no longer move under us.
+1. Open the worker's transactional producer. Kafka ends whatever a former life of this worker left open. So it does with
+   what others left open that had the partitions, and are in the group no more: their ids stand with the offsets.
+2. Read the committed offsets of the partitions that the group gave to this worker; where a transaction is open that
+   is going to change them, wait for its end. They can no longer move under us, see 5.
 3. (the caller) Skip every record below them.
-4. Begin a transaction and write every output.
-5. Add the next input offsets to the same transaction.
+4. Begin a transaction and write every output of all partitions.
+5. Add the next input offsets to the same transaction, as the member of the group that was given the partitions. Kafka
+   takes them only while that is so: a worker that was expelled, or was started anew, is refused.
 6. Commit. A reader with isolation `read_committed` sees all of it or nothing.
 
-Any error ends the process; its successor starts at 1. (Kafka KIP-98; the producer's id is the input partition, as in
-Kafka Streams before KIP-447.)
+Any error ends the process; its successor starts at 1. (Kafka KIP-98 and KIP-447, see `streams.membership`; Kafka
+Streams calls it exactly_once_v2.)
 
 At least once (`AtLeastOnce`) writes first and commits offsets afterwards and less often: lower latency, and after a
 crash the events since the last commit are predicted again.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,29 +29,43 @@ import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
 
+from streams.membership import (
+    NOBODY,
+    GroupProducer,
+    Membership,
+    Unstable,
+    dead_writers,
+    signature,
+    stable_offsets,
+)
 from streams.topics import MAX_RECORD_BYTES
+
+log = logging.getLogger(__name__)
 
 Headers = list[tuple[str, bytes]]
 _BATCH_BYTES = 1 << 20
-_TRANSACTION_TIMEOUT_MS = 30_000
+_TRANSACTION_TIMEOUT_MS = 10_000
 _OFFSETS_EVERY_S = 0.5
 # How soon aiokafka asks again where Kafka is still ending the transaction before, which takes it a few milliseconds.
 aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.003
 _COORDINATOR_S, _COORDINATOR_PAUSE_S = 20.0, 0.2
+_STABLE_PAUSE_S = 0.02
 
 
 @dataclass
 class Outputs:
     """What is to be written in one commit: `records` by topic and partition, in order; `rows` for the archive, as
-    (table, columns, rows).
+    (table, columns, rows). `after` is called once it is committed.
     """
 
     records: dict[tuple[str, int], list[tuple[bytes | None, bytes | None, Headers]]] = field(
         default_factory=dict
     )
     rows: list[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]] = field(default_factory=list)
+    after: list[Callable[[], None]] = field(default_factory=list)
 
     def add(
         self,
@@ -64,10 +81,13 @@ class Outputs:
 
 
 class Committer(Protocol):
-    """What a partition's owner needs of Kafka; three methods, since everything else is the same for both guarantees."""
+    """What the owner of a worker's partitions needs of Kafka; the same four methods for both guarantees."""
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
-        """Take the partition over and return the first offset to process of each source (0 where none is stored)."""
+        """Take partitions over; the first offset to process of each source (0 where none is stored)."""
+
+    def joined(self, membership: Membership) -> None:
+        """The group gave this worker partitions, as this member of it."""
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """Make `outputs` and the next input `offsets` durable; raises when it could not."""
@@ -77,11 +97,12 @@ class Committer(Protocol):
 
 
 class ExactlyOnce:
-    """One transactional producer for one input partition."""
+    """One transactional producer for all partitions of one worker, whose name is the end of `transactional_id`."""
 
     def __init__(self, kafka: str, group: str, transactional_id: str) -> None:
-        self._kafka, self._group = kafka, group
-        self._producer = AIOKafkaProducer(
+        self._kafka, self._group, self._id = kafka, group, transactional_id
+        self._signature = signature(transactional_id, NOBODY.member)
+        self._producer = GroupProducer(
             bootstrap_servers=kafka.split(","),
             transactional_id=transactional_id,
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
@@ -89,18 +110,28 @@ class ExactlyOnce:
             max_request_size=MAX_RECORD_BYTES,
             request_timeout_ms=20_000,
         )
+        self._started: asyncio.Task[None] | None = None
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
         """See Committer."""
-        await self._producer.start()  # 1
-        return await committed_offsets(self._kafka, self._group, sources)  # 2
+        if self._started is None:
+            self._started = asyncio.create_task(self._producer.start())
+        await self._started  # 1
+        return await committed_offsets(self._kafka, self._group, sources, own_id=self._id)  # 2
+
+    def joined(self, membership: Membership) -> None:
+        """See Committer."""
+        self._producer.joined(membership)
+        self._signature = signature(self._id, membership.member)
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """See Committer."""
         producer = self._producer
         await producer.begin_transaction()
         await _send(producer, outputs)  # 4
-        positions = {TopicPartition(*tp): offset for tp, offset in offsets.items()}
+        positions = {
+            TopicPartition(*tp): OffsetAndMetadata(at, self._signature) for tp, at in offsets.items()
+        }
         await producer.send_offsets_to_transaction(positions, self._group)  # 5
         await producer.commit_transaction()  # 6
 
@@ -122,12 +153,19 @@ class AtLeastOnce:
             request_timeout_ms=20_000,
         )
         self._offsets: dict[TP, int] = {}
+        self._started: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
         """See Committer."""
-        await self._producer.start()
+        if self._started is None:
+            self._started = asyncio.create_task(self._producer.start())
+        await self._started
         return await committed_offsets(self._kafka, self._group, sources)
+
+    def joined(self, membership: Membership) -> None:
+        """See Committer: what was another worker's meanwhile must not be committed by us."""
+        self._offsets.clear()
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """See Committer."""
@@ -140,7 +178,8 @@ class AtLeastOnce:
 
     async def _commit_soon(self) -> None:
         await asyncio.sleep(_OFFSETS_EVERY_S)
-        await self._consumer._commit(dict(self._offsets))
+        if self._offsets:
+            await self._consumer._commit(dict(self._offsets))
 
     async def close(self) -> None:
         """See Committer."""
@@ -149,29 +188,42 @@ class AtLeastOnce:
         await self._producer.stop()
 
 
-async def committed_offsets(kafka: str, group: str, sources: Sequence[TP]) -> dict[TP, int]:
-    """The group's committed offset of each source; 0 where it has none."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.split(","))
+async def committed_offsets(
+    kafka: str, group: str, sources: Sequence[TP], *, own_id: str = ""
+) -> dict[TP, int]:
+    """The group's committed offset of each source once no open transaction is going to change it; 0 without one.
+
+    What a worker that is gone left open is ended first, unless it was the work of `own_id`, which has ended it.
+    """
+    admin, clock = AIOKafkaAdminClient(bootstrap_servers=kafka.split(",")), asyncio.get_running_loop().time
+    started = clock()
     await admin.start()
     try:
-        found = await _stored(admin, group, [TopicPartition(*tp) for tp in sources])
+        while True:
+            try:
+                if own_id:
+                    await _end_transactions(kafka, await dead_writers(admin, group, sources) - {own_id})
+                found = await stable_offsets(admin, group, sources)
+                return {tp: found.get(tp) or 0 for tp in sources}
+            except Unstable:
+                await asyncio.sleep(_STABLE_PAUSE_S)
+            except KafkaError as error:  # Kafka is still looking for the group's coordinator
+                if not error.retriable or clock() > started + _COORDINATOR_S:
+                    raise
+                await asyncio.sleep(_COORDINATOR_PAUSE_S)
     finally:
         await admin.close()
-    offsets = {tp: found.get(TopicPartition(*tp)) for tp in sources}
-    return {tp: max(0, stored.offset) if stored else 0 for tp, stored in offsets.items()}
 
 
-async def _stored(admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]) -> Any:
-    """Ask for a group's offsets, again and again while Kafka is still looking for the group's coordinator."""
-    clock = asyncio.get_running_loop().time
-    give_up_at = clock() + _COORDINATOR_S
-    while True:
+async def _end_transactions(kafka: str, ids: Iterable[str]) -> None:
+    """End what these producers have under way, by becoming them for a moment."""
+    for transactional_id in ids:
+        log.warning("%s left a transaction open; it is ended", transactional_id)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.split(","), transactional_id=transactional_id)
         try:
-            return await admin.list_consumer_group_offsets(group, partitions=places)
-        except KafkaError as error:
-            if not error.retriable or clock() > give_up_at:
-                raise
-        await asyncio.sleep(_COORDINATOR_PAUSE_S)
+            await producer.start()
+        finally:
+            await producer.stop()
 
 
 async def _send(producer: AIOKafkaProducer, outputs: Outputs) -> None:

@@ -22,6 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from infra.settings import Settings
+from streams.membership import NOBODY, Membership
 
 FETCH_BYTES = 512 << 10
 """About the most bytes of one fetch of one partition; a larger record still comes, alone (KIP-74).
@@ -98,6 +99,16 @@ class BatchConsumer(driver.Consumer):
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def membership(self) -> Membership:
+        """Who we are in the group, as it stands: to be asked while the group hands out partitions, for later on."""
+        thread: Any = self._thread
+        coordinator = thread._consumer._coordinator
+        if coordinator.generation < 0:
+            return NOBODY
+        instance = getattr(self.transport, "instance", None)
+        return Membership(coordinator.member_id, coordinator.generation, instance)
 
     async def perform_seek(self) -> None:
         """Seek to the committed offsets; fetches that overlap the seek are thrown away and fetched again."""

@@ -87,7 +87,7 @@ class Fault:
 def wrap_producer(fault: Fault) -> None:
     """The producer's side: steps 1 and 4 to 6 of the commit order."""
     transaction: Any = importlib.import_module("streams.transaction")
-    plain, plain_send = transaction.AIOKafkaProducer, transaction._send
+    plain, plain_send = transaction.GroupProducer, transaction._send
 
     class Producer(plain):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -127,7 +127,7 @@ def wrap_producer(fault: Fault) -> None:
         await plain_send(producer, outputs)
         fault.reached("sent", producer.where)
 
-    transaction.AIOKafkaProducer, transaction._send = Producer, send
+    transaction.GroupProducer, transaction._send = Producer, send
 
 
 def wrap_takeover(fault: Fault) -> None:

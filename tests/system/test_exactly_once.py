@@ -5,11 +5,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, ProducerFenced
 from faust.types import TP
 
 from infra.kafka import create_topics, read_all
+from streams.membership import Membership
 from streams.transaction import ExactlyOnce, Outputs, committed_offsets
 
 
@@ -130,3 +131,130 @@ def test_a_record_that_fits_no_batch_ends_the_transaction_and_nothing_is_seen(
 
     asyncio.run(run())
     assert texts(broker, topic) == []
+
+
+async def member(broker: Any, group: str, topic: str) -> tuple[AIOKafkaConsumer, Membership]:
+    """A member of the group, with who it is once it has its partitions."""
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=broker.address, group_id=group, enable_auto_commit=False,
+        session_timeout_ms=6_000, heartbeat_interval_ms=200,
+    )  # fmt: skip
+    await consumer.start()
+    return consumer, who(consumer)
+
+
+def who(consumer: AIOKafkaConsumer) -> Membership:
+    return Membership(consumer._coordinator.member_id, consumer._coordinator.generation)
+
+
+def test_who_was_given_the_partitions_before_the_last_rebalance_cannot_commit(
+    broker: Any, topic: str
+) -> None:
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        first, before = await member(broker, group, topic)
+        owner = ExactlyOnce(broker.address, group, f"{topic}-first")
+        try:
+            await owner.open([source])
+            owner.joined(before)
+            await owner.commit(one(topic, "before"), {source: 1})
+            second, _ = await member(broker, group, topic)
+            try:
+                assert who(first).generation == before.generation + 1
+                with pytest.raises(ProducerFenced, match="given the partitions to another worker"):
+                    await owner.commit(one(topic, "zombie"), {source: 5})
+                assert await committed_offsets(broker.address, group, [source]) == {source: 1}
+            finally:
+                await second.stop()
+        finally:
+            await first.stop()
+            await owner.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["before"]
+
+
+def test_a_stranger_cannot_commit_beside_a_group_that_lives(broker: Any, topic: str) -> None:
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        consumer, living = await member(broker, group, topic)
+        owner = ExactlyOnce(broker.address, group, f"{topic}-id")
+        try:
+            await owner.open([source])
+            owner.joined(Membership("a stranger", living.generation))
+            with pytest.raises(ProducerFenced, match="given the partitions to another worker"):
+                await owner.commit(one(topic, "stranger"), {source: 5})
+        finally:
+            await consumer.stop()
+            await owner.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == []
+
+
+@pytest.mark.parametrize("with_offsets", [True, False])
+def test_what_a_worker_that_is_gone_left_open_is_ended_by_whoever_has_its_partitions(
+    broker: Any, topic: str, with_offsets: bool
+) -> None:
+    """Its successor has another name, so only the offsets say whose transaction to end."""
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        consumer, dying = await member(broker, group, topic)
+        first = ExactlyOnce(broker.address, group, f"{topic}-first")
+        second = ExactlyOnce(broker.address, group, f"{topic}-second")
+        try:
+            await first.open([source])
+            first.joined(dying)
+            await first.commit(one(topic, "before"), {source: 1})
+            producer = first._producer
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"half", partition=0)
+            if with_offsets:
+                await producer.send_offsets_to_transaction({TopicPartition(topic, 0): 5}, group)
+            await consumer.stop()  # it leaves the group
+            consumer, heir = await member(broker, group, topic)
+            async with asyncio.timeout(8):  # less than Kafka's patience with a transaction
+                assert await second.open([source]) == {source: 1}
+            second.joined(heir)
+            await second.commit(one(topic, "after"), {source: 2})
+            with pytest.raises(KafkaError):
+                await producer.commit_transaction()
+        finally:
+            await consumer.stop()
+            await second.close()
+            await first.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["before", "after"]
+
+
+def test_the_transaction_of_a_worker_that_lives_is_waited_for(broker: Any, topic: str) -> None:
+    source, group = TP(topic, 0), f"{topic}-group"
+
+    async def run() -> None:
+        consumer, living = await member(broker, group, topic)
+        first = ExactlyOnce(broker.address, group, f"{topic}-first")
+        try:
+            await first.open([source])
+            first.joined(living)
+            await first.commit(one(topic, "before"), {source: 1})
+            producer = first._producer
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"more", partition=0)
+            await producer.send_offsets_to_transaction({TopicPartition(topic, 0): 5}, group)
+            asked = asyncio.ensure_future(
+                committed_offsets(broker.address, group, [source], own_id=f"{topic}-second")
+            )
+            await asyncio.sleep(0.5)
+            assert not asked.done()
+            await producer.commit_transaction()
+            assert await asked == {source: 5}
+        finally:
+            await consumer.stop()
+            await first.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["before", "more"]

@@ -24,8 +24,8 @@ from learners.verdict import PairedTest
 from streams import archive as archiving
 from streams.announce import Announcer
 from streams.dead_letters import LONGEST_VALUE, add_dead_letters
+from streams.emit import Prediction, Source
 from streams.events import Broken, EventDecoder, LabelDecoder
-from streams.serve import Prediction, Source
 from streams.task import TopicNames, load_task
 from streams.topics import Topics
 from streams.transaction import Outputs

@@ -1,0 +1,140 @@
+"""What one pass over a serve worker's partitions writes: rows for the next stages, predictions, examples.
+
+It is written for the pass as a whole: one record for a partition of the next topic holds rows of all partitions that
+they come from, and all rows of the last stage are scored at once. What a small batch costs is mostly the number of
+records and calls.
+"""
+
+from collections import defaultdict
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.clock import now_ms
+from streams import wire
+from streams.live import LiveModel
+from streams.task import Task
+from streams.topics import Topics
+from streams.transaction import Headers, Outputs
+
+
+class Source(msgspec.Struct, gc=False):
+    """Where an event stands in the events topic."""
+
+    partition: int
+    offset: int
+
+
+class Prediction(msgspec.Struct, gc=False):
+    """One record of the predictions topic; docs/schemas.md has the units."""
+
+    event_id: str
+    task: str
+    score: float
+    version: str
+    event_time: int
+    received_at: int
+    processed_at: int
+    late: bool
+    source: Source
+
+
+class Emitter:
+    """Collects the rows that the steps of a pass folded, and writes what follows from them."""
+
+    def __init__(self, task: Task, topics: Topics, partitions: int, live: LiveModel) -> None:
+        self._task, self._topics, self._partitions, self._live = task, topics, partitions, live
+        self._last = len(task.entities) - 1
+        self._parts: dict[int, list[tuple[int, wire.Rows]]] = defaultdict(list)
+        self._encoder = msgspec.json.Encoder()
+
+    def add(self, index: int, partition: int, rows: wire.Rows) -> None:
+        """Rows of a partition of stage `index`, ready for the next one."""
+        if len(rows):
+            self._parts[index].append((partition, rows))
+
+    def finish(self, outputs: Outputs) -> None:
+        """Write everything that was added since the last time."""
+        parts, self._parts = self._parts, defaultdict(list)
+        for index, found in parts.items():
+            rows = wire.Rows.concat([rows for _, rows in found])
+            if index < self._last:
+                self._pass_on(outputs, index, rows)
+            else:
+                sources = np.repeat([partition for partition, _ in found], [len(rows) for _, rows in found])
+                self._predict(outputs, rows, sources)
+
+    def tell(self, outputs: Outputs, index: int, rows: wire.Rows, headers: Headers) -> None:
+        """Rows to the next stage at once, and `headers` to each of its partitions: on the last record for it, so that
+        all rows have come before.
+        """
+        targets = self._targets(index, rows)
+        for target in range(self._partitions):
+            self._write(outputs, index, rows.take(targets == target), target, headers)
+
+    def _pass_on(self, outputs: Outputs, index: int, rows: wire.Rows) -> None:
+        """Rows to the next stage, each to the partition of its next entity."""
+        targets = self._targets(index, rows)
+        for target in np.unique(targets).tolist():
+            self._write(outputs, index, rows.take(targets == target), target, [])
+
+    def _targets(self, index: int, rows: wire.Rows) -> NDArray[np.int64]:
+        return wire.partition_of(rows.keys[:, index + 1], self._partitions)
+
+    def _write(self, outputs: Outputs, index: int, rows: wire.Rows, target: int, headers: Headers) -> None:
+        topic = self._topics.stage(index + 1)
+        *whole, last = wire.cuts(rows) or [np.arange(0)]
+        for cut in whole:
+            outputs.add(topic, target, wire.encode_rows(rows.take(cut)))
+        outputs.add(topic, target, wire.encode_rows(rows.take(last) if whole else rows), headers=headers)
+
+    def _predict(self, outputs: Outputs, rows: wire.Rows, sources: NDArray[np.int64]) -> None:
+        """Score rows [n]; a prediction goes to the partition that its row came from [n]."""
+        scores, version = self._live.score(rows.numbers, rows.categories)
+        self._write_predictions(outputs, rows, sources, scores, version)
+        self._write_examples(outputs, rows, scores, version)
+
+    def _write_predictions(
+        self,
+        outputs: Outputs,
+        rows: wire.Rows,
+        sources: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        version: str,
+    ) -> None:
+        topic, task, processed, encode = (
+            self._topics.predictions,
+            self._task.name,
+            now_ms(),
+            self._encoder.encode,
+        )
+        columns = zip(
+            sources.tolist(),
+            rows.ids,
+            scores.tolist(),
+            rows.event_ms.tolist(),
+            rows.received_ms.tolist(),
+            rows.late.tolist(),
+            rows.partition.tolist(),
+            rows.offset.tolist(),
+            strict=True,
+        )
+        for source, event_id, score, event, received, late, partition, offset in columns:
+            row = Prediction(
+                event_id, task, score, version, event, received, processed, late, Source(partition, offset)
+            )
+            outputs.add(topic, source, encode(row), key=event_id.encode())
+
+    def _write_examples(
+        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
+    ) -> None:
+        targets = np.array([wire.partition_of_id(i, self._partitions) for i in rows.ids], np.int64)
+        for target in np.unique(targets).tolist():
+            chosen = np.flatnonzero(targets == target)
+            part, served = rows.take(chosen), scores[chosen]
+            cuts = wire.cuts(part)
+            for cut in cuts:
+                piece = part.take(cut) if len(cuts) > 1 else part
+                value = wire.encode_examples(piece, served[cut], version)
+                outputs.add(self._topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])

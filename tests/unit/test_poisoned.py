@@ -6,21 +6,33 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from infra.blobs import Blobs
 from learners.admission import Admission, BadUpdate
 from learners.arena import Arena, Decision
 from learners.batch import Batch, Schema
-from learners.challenger import Challenger
+from learners.challenger import Challenger, Now
 from learners.costs import Costs
 from learners.drift import DriftConfig
+from learners.entries import Steered
+from learners.prequential import log_loss
+from learners.registry import Registry
+from learners.rollback import Guard, GuardConfig, Scored, histogram
 from learners.slot import Slot, encode_full
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
+from streams.control import Command, Control
+from streams.fleet import Report
+from streams.heads import Heads
+from streams.steering import Steering
 from tests.learner_rows import CONFIG, SCHEMA, rows
+from tests.unit.test_rollback import GUARD, swapped
 from tests.unit.test_segments import judged, learned
 
 SLOW = replace(CONFIG, learning_rate=1e-9)
@@ -129,6 +141,67 @@ def in_a_segment(*, promoted: bool) -> str:
     return "guard" if promoted else "verdict"
 
 
+def guarded(reason: str, spoil: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> str:
+    """What a guard says of a champion whose scores are those of a good model, spoiled."""
+    random, guard = (
+        np.random.default_rng(2),
+        Guard(GuardConfig(), "L2", Trainer(SCHEMA, CONFIG, 7, "L1", "cpu")),
+    )
+    for _ in range(40):
+        good = random.beta(2, 8, 100)
+        label = (random.random(100) < good).astype(np.float32)
+        scores = {"L1": good, "L2": spoil(good)}
+        losses = {arm: log_loss(label, score) for arm, score in scores.items()}
+        if "bias" in spoil.__name__:  # on the bias alone
+            losses["L2"] = losses["L1"]
+        guard.update(label, scores, losses)
+        if guard.reason:
+            break
+    assert (guard.reason or "").startswith(reason), guard.reason
+    return "guard"
+
+
+def biased(good: NDArray[np.float64]) -> NDArray[np.float64]:
+    return good + 0.2
+
+
+def sure(good: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Every score is four times as far from even, in logits."""
+    return 1.0 / (1.0 + ((1.0 - good) / good) ** 4)
+
+
+class Reports(Control):
+    """Hands out reports of a worker, and keeps no connection."""
+
+    def __init__(self, *reports: Report) -> None:
+        self.reports = list(reports)
+
+    def poll(self) -> Iterator[Report | Command]:
+        """See Control."""
+        yield from self.reports
+        self.reports = []
+
+
+def served_badly(reason: str, *, broken: int = 0, far: bool = False, slow: int = 0) -> str:
+    """What a learner does at once when a worker says how it serves a new champion."""
+    arena, usual = swapped(), np.random.default_rng(1).beta(2, 8, 3_000)
+    counts = [tuple(histogram(scores).tolist()) for scores in (usual, 1.0 - usual if far else usual)]
+    before, after = Scored(3_000, 0, 30, 0, counts[0]), Scored(3_000, broken, 30, slow, counts[1])
+    control = Reports(Report("t", "w", "L1.5", 1, scored=before))
+    store = Blobs(f"memory://{uuid4().hex}")
+    steering = Steering(GUARD, Costs(SCHEMA, 10.0), control, Heads(store, "t"), Registry(store, "r"))
+    assert arena.guard is not None
+    good, arena.champion = arena.champion, arena.guard.former
+    assert list(steering.turn(arena, 9, Now(1, 1))) == []
+    arena.champion = good
+    control.reports = [Report("t", "w", "L2.1", 2, scored=after)]
+    [back] = steering.turn(arena, 10, Now(2, 2))
+    assert isinstance(back, Steered)
+    assert (back.action, back.step) == ("rollback", 10)
+    assert back.why.startswith(reason), back.why
+    return "served"
+
+
 STOPPED: dict[str, tuple[Callable[[], str], ...]] = {
     "NaN weights": (lambda: ended_by(nan, promoted=False), lambda: refused_at(nan)),
     "constant score": (lambda: ended_by(constant, promoted=False), lambda: refused_at(constant)),
@@ -140,6 +213,11 @@ STOPPED: dict[str, tuple[Callable[[], str], ...]] = {
     "truncated file": (lambda: refused_at(lambda _: None, cut=1),),
     "wrong schema": (wrong_schema,),
     "slow model": (costs, slow),
+    "biased scores": (lambda: guarded("the mean score is +0", biased),),
+    "too sure of itself": (lambda: guarded("log loss", sure),),
+    "no number for some rows": (lambda: served_badly("1 of 3,000 scores are no number", broken=1),),
+    "scores that collapse": (lambda: served_badly("the scores are not those of before the swap", far=True),),
+    "slow on real batches": (lambda: served_badly("20 of 30 batches took longer than 100 ms", slow=20),),
     "harm to a segment": (lambda: in_a_segment(promoted=False), lambda: in_a_segment(promoted=True)),
 }
 TABLE = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()

@@ -132,7 +132,7 @@ class Arena:
         losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
         alerts = self._detect(batch, scores[self.champion.lineage], losses[self.champion.lineage])  # 4
         if alerts:
-            self.champion.rewarm()  # what it learned holds less than it did: larger steps again, if it has a schedule
+            self.champion.drifted(self._buffer, alerts[0].since_ms)  # what it learned holds less now
         events += alerts
         seen = Seen(batch, scores, losses, self._measured.segmented(batch, self._drift.segment_share))
         events += self._watch(seen, now)  # 5

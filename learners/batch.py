@@ -32,6 +32,7 @@ OPTIMISERS = ("adam", "adamw", "adagrad", "rowwise_adagrad", "rmsprop", "sgd", "
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh", "sigmoid")
 LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
 TABLES = ("hashed", "exact")
+REPLAY_KEEPS = ("newest", "reservoir", "since_drift")
 SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
 
 # What a family is made for: the kinds of blocks that it reads as they are, and not as a mean of embeddings.
@@ -65,6 +66,8 @@ MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "smallest_batch": (0, 65536),
     "replay": (0, 16),
     "replay_rows": (1, 1_000_000),
+    "ewc": (0, 1e9),
+    "renew": (0, 0.1),
     "random_features": (1, 16384),
     "kernel_width": (1e-3, 1e3),
     "neighbours": (1, 1024),
@@ -244,7 +247,10 @@ class ModelConfig:
     batch_size: int = 256
     smallest_batch: int = 0  # above 0: steps start this small and grow to batch_size
     replay: int = 0  # how many rows are learned again for each new one ...
-    replay_rows: int = 200_000  # ... of the newest so many
+    replay_rows: int = 200_000  # ... of so many that are kept ...
+    replay_keep: str = "newest"  # ... which are these
+    ewc: float = 0.0  # how strongly weights are held that mattered before a drift
+    renew: float = 0.0  # share of the hidden units that is made new in a step
     weight_decay: float = 0.0
     clip_norm: float = 5.0
     momentum: float = 0.0
@@ -276,6 +282,7 @@ class ModelConfig:
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("replay_keep", self.replay_keep, REPLAY_KEEPS)
         for name, (low, high) in MODEL_BOUNDS.items():
             if name not in ("hidden", "recent_labels") and not low <= getattr(self, name) <= high:
                 value = getattr(self, name)
@@ -301,6 +308,12 @@ class ModelConfig:
         if self.replay and self.recent_labels:
             fix = "leave one of them out: rows that come again would count as recent"
             raise UserError("model replay does not go with recent_labels", fix)
+        for name in ("ewc", "renew"):
+            if getattr(self, name) and self.optimiser == "ftrl":
+                fix = "leave one of them out: ftrl makes every weight anew of the sums that it remembers"
+                raise UserError(f"model {name} does not go with ftrl", fix)
+        if self.renew and not self.hidden:
+            raise UserError("model renew makes hidden units new, and hidden is []", "give hidden some widths")
         if self.nesterov and not self.momentum:
             raise UserError("model nesterov is true without momentum", "give a momentum too, such as 0.9")
         margin = self.family in MARGIN_FAMILIES

@@ -1,7 +1,11 @@
 """Replay memory: rows that were learned, to be learned again among new ones.
 
 A few hundred positives teach more when they are seen more than once, in another company each time, and what was learned
-lately is not forgotten over the next batch (Rolnick et al. 2019). The newest rows are kept, each with the same chance.
+lately is not forgotten over the next batch (Rolnick et al. 2019). Which rows are kept is a choice:
+
+  newest       the newest ones
+  since_drift  the newest ones, and after a drift only those since its onset: what was true before is not rehearsed
+  reservoir    as many of all that were ever learned, each with the same chance (Vitter 1985, algorithm R)
 """
 
 from collections.abc import Mapping
@@ -16,10 +20,11 @@ from learners.batch import Batch, Schema
 
 
 class Replay:
-    """The newest `size` rows. What is drawn is a function of the seed, the rows and how often was drawn before."""
+    """At most `size` rows. What is drawn is a function of the seed, the rows and how often was drawn before."""
 
-    def __init__(self, schema: Schema, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
+    def __init__(self, schema: Schema, size: int, seed: int, keep: str = "newest") -> None:
+        self._size, self._seed, self._keep = size, seed, keep
+        self._when = np.zeros(size, np.int64)
         self._numbers = np.zeros((size, len(schema.numbers)), np.float32)
         self._categories = np.zeros((size, schema.ids), np.int64)
         self._label, self._weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -29,12 +34,31 @@ class Replay:
         return min(self._added, self._size)
 
     def add(self, batch: Batch) -> None:
-        """Keep a batch, without rows whose label is not finite; the oldest rows go."""
-        rows = np.flatnonzero(np.isfinite(batch.label))[-self._size :]
-        at = (self._added + np.arange(len(rows))) % self._size
+        """Keep a batch, without rows whose label is not finite; where there is no room, older rows or these go."""
+        rows = np.flatnonzero(np.isfinite(batch.label))
+        numbers = self._added + np.arange(len(rows))  # of the rows, counted from the first
+        self._added += len(rows)
+        if self._keep == "reservoir":
+            random = np.random.default_rng((self._seed, self._added, len(rows)))
+            at = np.where(numbers < self._size, numbers, random.integers(0, numbers + 1))
+            rows, at = rows[at < self._size], at[at < self._size]
+        else:
+            at = numbers % self._size
+        last = dict(zip(at.tolist(), rows.tolist(), strict=True))  # of two rows for one place the later one stays
+        at, rows = np.array(list(last), np.int64), np.array(list(last.values()), np.int64)
         self._numbers[at], self._categories[at] = batch.numbers[rows], batch.categories[rows]
         self._label[at], self._weight[at] = batch.label[rows], batch.weight[rows]
-        self._added += len(rows)
+        self._when[at] = batch.event_ms[rows]
+
+    def drifted(self, since_ms: int) -> None:
+        """With "since_drift", forget what happened before `since_ms`."""
+        if self._keep != "since_drift":
+            return
+        order = (self._added - len(self) + np.arange(len(self))) % self._size  # the oldest row first
+        left = order[self._when[order] >= since_ms]
+        self._added = len(left)
+        for column in (self._numbers, self._categories, self._label, self._weight, self._when):
+            column[: len(left)] = column[left]
 
     def draw(self, n: int) -> Batch:
         """`n` rows, each any of those kept; none without any."""
@@ -50,6 +74,7 @@ class Replay:
         """Everything, by names that begin with "replay."."""
         kept: dict[str, NDArray[Any]] = {
             "numbers": self._numbers, "categories": self._categories, "label": self._label, "weight": self._weight,
+            "when": self._when,
         }  # fmt: skip
         tensors = {
             f"replay.{name}": torch.from_numpy(array[: len(self)].copy()) for name, array in kept.items()
@@ -63,3 +88,4 @@ class Replay:
         self._categories[: len(self)] = tensors["replay.categories"].numpy()
         self._label[: len(self)] = tensors["replay.label"].numpy()
         self._weight[: len(self)] = tensors["replay.weight"].numpy()
+        self._when[: len(self)] = tensors["replay.when"].numpy()

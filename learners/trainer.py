@@ -7,6 +7,7 @@ weights on the same machine, device and number of torch threads.
 """
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from learners import weights
 from learners.batch import Batch, ModelConfig, Schema
-from learners.lesson import Learned, lesson_of
+from learners.consolidation import Consolidation
+from learners.lesson import GradientLesson, Learned, lesson_of
 from learners.models import Counter, build_model
 from learners.models.base import tensor
+from learners.renewal import Renewal
 from learners.replay import Replay
 from learners.weights import Update
 
@@ -50,7 +53,13 @@ class Trainer:
         self.model = build_model(schema, config, seed, pick_device(device))
         self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
         self.lesson = lesson_of(self.model, config)
-        self.replay = Replay(schema, config.replay_rows, seed) if config.replay else None
+        self.replay = Replay(schema, config.replay_rows, seed, config.replay_keep) if config.replay else None
+        self.ewc: Consolidation | None = None
+        self.renewal: Renewal | None = None
+        if isinstance(self.lesson, GradientLesson):
+            net, optimiser = self.lesson.model, self.lesson.optimiser
+            self.ewc = Consolidation(net, optimiser, config.ewc) if config.ewc else None
+            self.renewal = Renewal(net, optimiser, config.renew) if config.renew else None
         self.examples = self.steps = self.dropped = 0
         self.refresh = 0
         self.chain = weights.first_chain(schema, config, seed, lineage)
@@ -73,6 +82,16 @@ class Trainer:
     def rewarm(self) -> None:
         """Begin the schedule of the learning rate and of the step size again: for a caller that knows of drift."""
         self.lesson.rewarm()
+
+    def drifted(self, recent: Iterable[Batch], since_ms: int) -> None:
+        """What comes since `since_ms` (event time) follows another rule: `rewarm`, hold on to what those of the `recent`
+        rows need that came before (`ewc`), and rehearse them no more (`replay_keep` "since_drift").
+        """
+        self.rewarm()
+        if self.replay is not None:
+            self.replay.drifted(since_ms)
+        if self.ewc is not None:
+            self.ewc.consolidate(batch.take(batch.event_ms < since_ms) for batch in recent)
 
     def score(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Probabilities float32 [n] by the newest weights (which may be ahead of `version`)."""
@@ -108,18 +127,31 @@ class Trainer:
         weight = tensor(batch.weight, self.device)
         scores, start = [label[:0]], 0
         while start < len(batch):
-            part = slice(start, start + self.lesson.stride)
+            part = slice(start, start + (self.lesson.batch_size if self._tended else self.lesson.stride))
             rows = index[part]
             if start and self.model.vocabulary is not None:  # ids may have other rows since the last step
                 rows = self.model.index(tensor(batch.categories[part], self.device))
             learned = self.lesson.learn(numbers[part], rows, label[part], weight[part], scored=scored)
             self._note(learned, fresh)
+            if learned.steps and self._tended:
+                self._tend(learned.touched, numbers[part], rows)
             if learned.steps and fresh:
                 self._meet(batch.categories[part])
             if scored and learned.scores is not None:
                 scores.append(learned.scores)
             start = part.stop
         return scores
+
+    @property
+    def _tended(self) -> bool:
+        """Whether something happens between one step and the next, so that they are made one by one."""
+        return self.renewal is not None or (self.ewc is not None and self.ewc.anchored)
+
+    def _tend(self, touched: Tensor, numbers: Tensor, index: Tensor) -> None:
+        if self.ewc is not None and isinstance(self.lesson, GradientLesson):
+            self.ewc.after_step(touched, self.config.learning_rate * self.lesson.schedule.share)
+        if self.renewal is not None:
+            self.renewal.after_step(numbers, index)
 
     def _note(self, learned: Learned, fresh: bool) -> None:
         self.dropped += learned.rejected
@@ -137,6 +169,8 @@ class Trainer:
         for rows, trained in ((evicted, False), (admitted, True)):
             if len(rows):
                 self.lesson.forget(rows.to(self.device))
+                if self.ewc is not None:
+                    self.ewc.forget(rows.to(self.device))
                 self.touched[rows] = trained
                 self.changed[rows] = True
 
@@ -212,6 +246,10 @@ class Trainer:
         tensors |= self.lesson.memory(touched)
         if self.replay is not None:
             tensors |= self.replay.state()
+        if self.ewc is not None:
+            tensors |= self.ewc.state(touched)
+        if self.renewal is not None:
+            tensors |= self.renewal.state()
         if self.model.vocabulary is not None:
             tensors |= self.model.vocabulary.memory(touched.cpu().numpy())
         return {STATE_TENSORS: tensors_to_bytes(tensors), STATE_RECORD: json.dumps(self._record()).encode()}
@@ -253,6 +291,10 @@ class Trainer:
         self.lesson.restore(tensors, touched)
         if self.replay is not None:
             self.replay.load(tensors)
+        if self.ewc is not None:
+            self.ewc.load(tensors, touched)
+        if self.renewal is not None:
+            self.renewal.load(tensors)
         if self.model.vocabulary is not None:
             self.model.vocabulary.restore(tensors, named[weights.INDEX].numpy())
 

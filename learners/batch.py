@@ -305,15 +305,7 @@ class ModelConfig:
                 f"weight_decay {self.weight_decay}",
                 "the first two must be above 0 and the last at least 0",
             )
-        if self.replay and self.recent_labels:
-            fix = "leave one of them out: rows that come again would count as recent"
-            raise UserError("model replay does not go with recent_labels", fix)
-        for name in ("ewc", "renew"):
-            if getattr(self, name) and self.optimiser == "ftrl":
-                fix = "leave one of them out: ftrl makes every weight anew of the sums that it remembers"
-                raise UserError(f"model {name} does not go with ftrl", fix)
-        if self.renew and not self.hidden:
-            raise UserError("model renew makes hidden units new, and hidden is []", "give hidden some widths")
+        _check_together(self)
         if self.nesterov and not self.momentum:
             raise UserError("model nesterov is true without momentum", "give a momentum too, such as 0.9")
         margin = self.family in MARGIN_FAMILIES
@@ -347,3 +339,20 @@ class ModelConfig:
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"unknown model {name} {value!r}", f"use one of {', '.join(choices)}")
+
+
+def _check_together(config: ModelConfig) -> None:
+    """What keeps a model from forgetting, or from setting, and does not go with another setting."""
+    if config.replay and config.recent_labels:
+        fix = "leave one of them out: rows that come again would count as recent"
+        raise UserError("model replay does not go with recent_labels", fix)
+    for name in ("ewc", "renew"):
+        if getattr(config, name) and config.optimiser == "ftrl":
+            fix = "leave one of them out: ftrl makes every weight anew of the sums that it remembers"
+            raise UserError(f"model {name} does not go with ftrl", fix)
+    if config.ewc and config.renew:
+        raise UserError(
+            "model ewc and renew do not go together", "leave one out: ewc holds what renew makes new"
+        )
+    if config.renew and not config.hidden:
+        raise UserError("model renew makes hidden units new, and hidden is []", "give hidden some widths")

@@ -1,12 +1,12 @@
 """Online EWC: after a drift, the weights that mattered for what came before it are held back.
 
-Each alarm adds the Fisher information of the rows before the onset, its diagonal F, to that of the alarms before, which
-fades, and takes the weights w* of that moment as what to hold on to: `strength` / 2 · Σ F (w - w*)² is then part of what
-is made smaller (Kirkpatrick et al. 2017; one anchor and a fading F in place of one for each task: Schwarz et al. 2018,
-"Progress & compress").
+Each alarm adds the Fisher information of the rows before the onset, its diagonal F, to that of earlier alarms, which
+fades, and takes the weights w* of that moment as what to hold on to: `strength` / 2 times the sum of F (w - w*)² is
+part of what is made smaller from then on (Kirkpatrick et al. 2017; with one anchor and a fading F in place of one for
+each task: Schwarz et al. 2018, "Progress & compress").
 
-Here that part acts by itself after each step, as the decay of AdamW does, and in closed form (a proximal step), so that it
-is stable for every strength and the same for every optimiser. A table row is pulled in the steps that touch it. F is
+Here that part acts by itself after each step, as the decay of AdamW does, and in closed form (a proximal step): it is
+stable for every strength, and the same for every optimiser. A table row is pulled in the steps that touch it. F is
 taken from mini-batches: n times the squared mean gradient of n rows, which in expectation is the mean of squares where
 gradients average out.
 """
@@ -63,7 +63,9 @@ class Consolidation:
             part = slice(start, start + PART)
             unique, inverse = torch.unique(index[part], return_inverse=True)
             rows = model.table.index_select(0, unique).requires_grad_()
-            loss = model.objective(numbers[part], functional.embedding(inverse, rows), label[part], weight[part])
+            loss = model.objective(
+                numbers[part], functional.embedding(inverse, rows), label[part], weight[part]
+            )
             *dense, of_rows = torch.autograd.grad(loss, (*model.parameters(), rows))
             share = len(label[part]) ** 2 / len(label)
             kept["fisher_dense"] += share * torch.cat([each.flatten() for each in dense]).square()
@@ -86,7 +88,10 @@ class Consolidation:
         self._kept["fisher_table"][rows] = 0.0
 
     def state(self, touched: Tensor) -> dict[str, Tensor]:
-        """Everything, by names that begin with "ewc."; of table rows, that of `touched` [u] only. Empty without a drift."""
+        """By names that begin with "ewc.", everything, but of table rows those of `touched` [u] only.
+
+        Empty before the first drift.
+        """
         if not self.anchored:
             return {}
         kept = {name: value[touched] if "table" in name else value for name, value in self._kept.items()}

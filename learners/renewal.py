@@ -6,8 +6,8 @@ algorithm 1) give back what the first weights had: of all units older than `MATU
 least useful ones, get weights drawn anew, none of which says anything yet. The use of a unit is the running mean of
 |its output| · Σ|weights that read it|.
 
-Here the outputs are looked at every `EVERY` steps only, on the rows of that step: so it costs little and is the same for
-steps that are compiled. The memory of the optimiser is cleared for the weights that are new.
+Here the outputs are looked at every `EVERY` steps only, on the rows of that step: so it costs little, and is the same
+for compiled steps. What the optimiser remembers of the weights that are new is cleared.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,9 @@ class Renewal:
         self._starts = {id(p): start for p, start in zip(model.parameters(), starts, strict=False)}
         self._use = [torch.zeros(len(each.layer.bias)) for each in self._layers]
         self._age = [torch.zeros(len(each.layer.bias)) for each in self._layers]
-        self._owed = torch.zeros(len(self._layers), dtype=torch.float64)  # units that are still to be made new
+        self._owed = torch.zeros(
+            len(self._layers), dtype=torch.float64
+        )  # units that are still to be made new
         self._steps = self.renewed = 0
 
     @torch.no_grad()
@@ -93,8 +95,11 @@ class Renewal:
         cells = np.arange(inputs, dtype=np.uint64) + np.uint64(self.renewed * inputs)
         drawn = torch.from_numpy(uniform_cells(self._model.seed + SALT, cells)) * 2.0 - 1.0
         told = hidden.reader.weight.shape[1] - width + unit
-        memory = [(hidden.layer.weight, unit), (hidden.layer.bias, unit), (hidden.reader.weight, (slice(None), told))]
-        for weight, at in memory:
+        for weight, at in (
+            (hidden.layer.weight, np.s_[unit : unit + 1]),
+            (hidden.layer.bias, np.s_[unit : unit + 1]),
+            (hidden.reader.weight, np.s_[:, told : told + 1]),
+        ):
             weight[at] = 0.0
             start = self._starts[id(weight)]
             for remembered in self._optimiser.dense_memory:

@@ -44,7 +44,9 @@ class Replay:
             rows, at = rows[at < self._size], at[at < self._size]
         else:
             at = numbers % self._size
-        last = dict(zip(at.tolist(), rows.tolist(), strict=True))  # of two rows for one place the later one stays
+        last = dict(
+            zip(at.tolist(), rows.tolist(), strict=True)
+        )  # of two rows for one place the later one stays
         at, rows = np.array(list(last), np.int64), np.array(list(last.values()), np.int64)
         self._numbers[at], self._categories[at] = batch.numbers[rows], batch.categories[rows]
         self._label[at], self._weight[at] = batch.label[rows], batch.weight[rows]

@@ -84,8 +84,10 @@ class Trainer:
         self.lesson.rewarm()
 
     def drifted(self, recent: Iterable[Batch], since_ms: int) -> None:
-        """What comes since `since_ms` (event time) follows another rule: `rewarm`, hold on to what those of the `recent`
-        rows need that came before (`ewc`), and rehearse them no more (`replay_keep` "since_drift").
+        """What comes since `since_ms` (event time) follows another rule.
+
+        `rewarm`; hold on to what those of the `recent` rows need that came before (`ewc`), and rehearse them no more
+        (`replay_keep` "since_drift").
         """
         self.rewarm()
         if self.replay is not None:

@@ -32,6 +32,9 @@ _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "smallest_batch": _GRADIENTS,
     "replay": _GRADIENTS,
     "replay_rows": _GRADIENTS,
+    "replay_keep": _GRADIENTS,
+    "ewc": _GRADIENTS,
+    "renew": ("family", _NETS),
     "random_features": ("family", ("rff_svm",)),
     "kernel_width": ("family", ("rff_svm",)),
     "neighbours": ("family", ("knn",)),
@@ -51,6 +54,11 @@ def check_used(table: Table, config: ModelConfig) -> None:
             if getattr(config, other) not in values:
                 said = f"{table.name(key)} has no effect with {other} = {shown(getattr(config, other))}"
                 table.fail(key, said, f"remove this line; it is for {other} {listed(values)}")
+    for key in ("replay_rows", "replay_keep"):
+        if key in table.data and not config.replay:
+            table.fail(
+                key, f"{table.name(key)} has no effect without replay", "add replay = 1, or remove this line"
+            )
     if config.smallest_batch > config.batch_size:
         said = (
             f"{table.name('smallest_batch')} {config.smallest_batch} is above batch_size {config.batch_size}"

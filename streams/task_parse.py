@@ -14,6 +14,7 @@ from learners.batch import (
     LOSSES,
     MODEL_BOUNDS,
     OPTIMISERS,
+    REPLAY_KEEPS,
     SCHEDULES,
     TABLES,
     ModelConfig,
@@ -63,6 +64,7 @@ CHOICES = {
     "optimiser": OPTIMISERS,
     "loss": LOSSES,
     "schedule": SCHEDULES,
+    "replay_keep": REPLAY_KEEPS,
     "policy": POLICIES,
 }
 _WHOLE_NUMBERS = {"hidden": ("layer sizes", "[64, 32]"), "recent_labels": ("half-lives", "[4, 24, 96]")}

@@ -69,6 +69,18 @@ def test_the_settings_of_a_net_are_read() -> None:
             "remove this line; it is for family rnn, gru, lstm, transformer, text_cnn, text_rnn_cnn, image_cnn",
         ),
         (
+            ['family = "logistic"', "renew = 0.01"], 2, 'model.renew has no effect with family = "logistic"',
+            "remove this line; it is for family dcn, deepfm, mlp, two_tower",
+        ),
+        (
+            ['replay_keep = "reservoir"'], 1, "model.replay_keep has no effect without replay",
+            "add replay = 1, or remove this line",
+        ),
+        (
+            ["ewc = 10", "renew = 0.01"], 1, "model: model ewc and renew do not go together",
+            "leave one out",
+        ),
+        (
             ["momentum = 0.9"], 1, 'model.momentum has no effect with optimiser = "adam"',
             "remove this line; it is for optimiser sgd",
         ),

@@ -140,7 +140,7 @@ _ALL = (
         columns="""
         String: task arm lineage segment
         Int64: event_ms created_ms n positives segment_value
-        Float64: auc average_precision log_loss ece""",
+        Float64: auc average_precision log_loss ece rmse mae r2""",
     ),
     _table(
         "feature_drift",

@@ -36,7 +36,7 @@ from learners.rollback import GOLDEN_ROWS
 Meta = dict[str, Any]
 Step = Literal["meta", "schema", "bytes", "signature", "format", "weights", "golden", "latency"]
 
-TOLERANCE = 1e-4  # of a golden score: other machines round a sum otherwise
+TOLERANCE = 1e-4  # of a golden score, in units of the model: other machines round a sum otherwise
 LARGEST_WEIGHT = 1e4  # of a net: scaled inputs are at most 6, and a score is decided long before
 _TRIES = 3  # the fastest of these counts: a machine may be busy with something else
 
@@ -95,7 +95,8 @@ def golden_scores(model: EventModel, schema: Schema, tensors: dict[str, Tensor])
     """
     if weights.problem(model, tensors):
         return []
-    return [round(score, 6) for score in model.predict(*golden_rows(schema)).tolist()]
+    scores: list[float] = model.predict(*golden_rows(schema)).tolist()
+    return scores if schema.target.is_value else [round(score, 6) for score in scores]
 
 
 def signature(meta: Meta, key: bytes) -> str:
@@ -143,7 +144,7 @@ def check_scores(
     wanted = np.array(meta["golden"], np.float64)
     if wanted.shape != scores.shape or not np.isfinite(scores).all():
         raise BadUpdate("golden", f"{version} does not give {GOLDEN_ROWS} finite scores for the golden rows")
-    apart = float(np.abs(scores - wanted).max())
+    apart = float(np.abs(scores - wanted).max()) / float(model.unit)
     if not apart <= TOLERANCE:
         raise BadUpdate("golden", f"{version} scores the golden rows otherwise here: {apart:.2g} apart")
     learned = float(model.seen.sum()) > 0.0  # a new model has nothing yet to tell rows apart by

@@ -18,9 +18,10 @@ from learners.decisions import Decisions
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
 from learners.entrants import FIRST
+from learners.judge import Judge
 from learners.measure import Measure, Seen
 from learners.packing import pack, part, prefixed, unpack
-from learners.prequential import MetricRow, log_loss
+from learners.prequential import MetricRow
 from learners.rejected import RejectedSteps
 from learners.rollback import BETS, USUAL, Guard, GuardConfig
 from learners.segments import Segments
@@ -70,7 +71,7 @@ class Arena:
         self.guard: Guard | None = None
         self._detectors = Detectors(schema, drift)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
-        self._rejected = RejectedSteps(drift.cooldown)
+        self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
         settings = (champion, challenger)
         self.trials = Trials(schema, settings, others, drift, seed, device, self._decisions, self._harm)
@@ -99,10 +100,10 @@ class Arena:
     def observe(self, batch: Batch, created_ms: int) -> list[Event]:
         """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
 
-        Rows whose label is neither 0 nor 1 are left out. A long batch is worked off in steps of the first
+        Rows with a label that cannot be learned are left out. A long batch is worked off in steps of the first
         champion's batch size, so that no model is tested further from its last lesson than it would be live.
         """
-        usable = (batch.label == 0.0) | (batch.label == 1.0)
+        usable = self._schema.target.usable(batch.label)
         if not usable.all():
             batch = batch.take(usable)
         size = self._settings[0].batch_size
@@ -129,8 +130,10 @@ class Arena:
             return [*events, *self._learn(lesson)]
         scores = self._score(batch)  # 2
         events += self._measure(batch, scores, now)  # 3
-        losses = {arm: log_loss(batch.label, score) for arm, score in scores.items()}
-        alerts = self._detect(batch, scores[self.champion.lineage], losses[self.champion.lineage])  # 4
+        losses = {arm: self._judged.losses(batch.label, score) for arm, score in scores.items()}
+        champion = self.champion.lineage
+        alerts = self._detect(batch, scores[champion], losses[champion])  # 4
+        self._judged.note(batch.label, scores[champion])  # for the losses of the next step
         if alerts:
             self.champion.drifted(self._buffer, alerts[0].since_ms)  # what it learned holds less now
         events += alerts
@@ -186,7 +189,8 @@ class Arena:
         That is the served score, or the champion's where none was served. Labels that come days late find
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
-        watched = np.where(np.isfinite(batch.served), log_loss(batch.label, batch.served), loss)
+        served = self._judged.losses(batch.label, batch.served)
+        watched = np.where(np.isfinite(batch.served), served, loss)
         return self._detectors.update(batch, score, watched, self.champion.version)
 
     def _judge(self, seen: Seen, now: Now) -> list[Event]:
@@ -305,6 +309,7 @@ class Arena:
             "guard": None if self.guard is None else self.guard.state(),
             "trials": trials,
             "rejected": self._rejected.state(),
+            "judged": self._judged.state(),
             "counts": [self.examples, self._decisions.made],
         }
 
@@ -333,4 +338,5 @@ class Arena:
         self._measured.windows.load(unpack(files["prequential.npz"]))
         self._buffer.load(unpack(files["buffer.npz"]))
         self._rejected.load(record["rejected"])
+        self._judged.load(record["judged"])
         self.examples, self._decisions.made = record["counts"]

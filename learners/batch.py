@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from infra.errors import UserError
 from learners.blocks import Block
+from learners.target import BINARY, Target
 
 _ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
 _NONE = np.zeros(0, np.bool_)  # stands for no corrections
@@ -81,7 +82,7 @@ MODEL_BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a row, in order, and the hash of everything that gives them their meaning.
+    """The columns of a row, in order, what is predicted from them, and the hash of everything that gives them meaning.
 
     `numbers` are float columns (NaN means unknown); `categories` are int64 pseudonyms (0 means missing).
     `blocks` are groups of further columns, images last: all but series have theirs in the int64 matrix, behind the
@@ -93,6 +94,7 @@ class Schema:
     categories: tuple[str, ...]
     fingerprint: str
     blocks: tuple[Block, ...] = ()
+    target: Target = BINARY
 
     def __post_init__(self) -> None:
         images = [block.kind == "image" for block in self.blocks]
@@ -127,6 +129,7 @@ class Schema:
         """Hex of 16 bytes over columns, their order and the fingerprint: what a model update must agree on."""
         meaning: list[Any] = [list(self.numbers), list(self.categories), self.fingerprint]
         meaning += [block.to_dict() for block in self.blocks]
+        meaning += [] if self.target == BINARY else [self.target.to_dict()]
         return hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,13 +139,15 @@ class Schema:
             "categories": list(self.categories),
             "fingerprint": self.fingerprint,
             "blocks": [block.to_dict() for block in self.blocks],
+            "target": self.target.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         blocks = tuple(Block.from_dict(block) for block in raw.get("blocks", ()))
-        return cls(tuple(raw["numbers"]), tuple(raw["categories"]), str(raw["fingerprint"]), blocks)
+        target = Target.from_dict(raw["target"])
+        return cls(tuple(raw["numbers"]), tuple(raw["categories"]), str(raw["fingerprint"]), blocks, target)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ class Batch:
 
     Shapes: `event_ids` n strings, `event_ms` and `known_ms` int64 [n] (milliseconds UTC; `known_ms`:
     when the label became known), `numbers` float32 [n, N], `categories` int64 [n, I] (`Schema.ids`), `served` float32
-    [n] (the served probability, NaN where none was), `label` float32 [n] (0 or 1). Columns are in schema order.
+    [n] (the served score, NaN where none was), `label` float32 [n] (`Target` says what both are). Columns are in schema
+    order.
     `weight` float32 [n], finite and above 0: how many rows each counts for in learning; 1 each if not given.
     `corrects` bool [n]: the row was here before with the value for a missing label, and comes again because its
     label came late after all. It is learned, and not measured, tested or watched a second time.
@@ -257,7 +263,7 @@ class ModelConfig:
     nesterov: bool = False
     l1: float = 0.0
     l2: float = 0.0
-    loss: str = "auto"  # hinge for the margin families, bce for the others
+    loss: str = "auto"  # hinge for the margin families, mse where a value is predicted, else bce
     positive_weight: float = 1.0
     focal_gamma: float = 2.0
     schedule: str = "constant"

@@ -121,7 +121,7 @@ def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: Mo
 
 def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dict[str, Any]:
     """What the test knows, ready for JSON, with the metrics of both on its events, as far as the windows have them."""
-    test = challenger.test
+    test, target = challenger.test, challenger.trainer.schema.target
     champion_loss, challenger_loss = test.losses
     values: dict[str, Any] = {
         "alert_id": challenger.alert_id,
@@ -132,14 +132,13 @@ def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dic
         "e_value_worse": test.e_value_worse,
         "n": test.count,
         "mean_difference": champion_loss - challenger_loss,
-        "champion_log_loss": champion_loss,
-        "challenger_log_loss": challenger_loss,
+        f"champion_{target.loss_name}": champion_loss,
+        f"challenger_{target.loss_name}": challenger_loss,
         "segments": challenger.segments.evidence(),
     }
     for arm, lineage in (("champion", champion), ("challenger", challenger.lineage)):
         row = windows.row(lineage, test.count)
-        values[f"{arm}_auc"] = row["auc"]
-        values[f"{arm}_average_precision"] = row["average_precision"]
+        values |= {f"{arm}_{name}": row[name] for name in target.metrics[:2]}
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in values.items()
@@ -152,9 +151,9 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
     name = f"{challenger.lineage} ({challenger.kind}, after {challenger.alert_id})"
     if why:
         return f"{name}: {why}"
-    champion_loss, challenger_loss = test.losses
+    words, (champion_loss, challenger_loss) = challenger.trainer.schema.target.loss_words, test.losses
     numbers = (
-        f"log loss {challenger_loss:.4f} against {champion_loss:.4f} of {champion} "
+        f"{words} {challenger_loss:.4f} against {champion_loss:.4f} of {champion} "
         f"on {test.count:,} examples that neither had learned from"
     )
     needed = f"of {1.0 / test.alpha:.3g} needed"

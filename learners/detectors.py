@@ -24,7 +24,7 @@ class Detectors:
 
     def __init__(self, schema: Schema, config: DriftConfig) -> None:
         self._cooldown = config.cooldown
-        self._loss, self._shift = LossDetector(config), ShiftDetector(schema, config)
+        self._loss, self._shift = LossDetector(config, schema.target), ShiftDetector(schema, config)
         self._seen = 0
         self._last: tuple[int, str, str] | None = None  # the newest alert: when (examples), its id and level
 

@@ -14,8 +14,8 @@ import numpy as np
 from learners.batch import Batch, ModelConfig, Schema
 from learners.buffer import Buffer
 from learners.challenger import other_settings
+from learners.judge import Judge
 from learners.packing import part, prefixed
-from learners.prequential import log_loss
 from learners.trainer import Trainer
 
 FIRST = "L1"
@@ -41,6 +41,7 @@ class Entrants:
     ) -> None:
         self._schema, self._settings, self._seed, self._device = schema, (standing, challenging), seed, device
         self._others = others
+        self._judge = Judge(schema.target, standing)
         self.configs = {FIRST: standing}
         self.seeds = {FIRST: seed}  # what the first weights of a lineage were drawn from
         self._past: list[Trainer] = []  # champions as they were at an alarm, oldest first
@@ -74,7 +75,7 @@ class Entrants:
         seen = Batch.concat(recent)
 
         def loss(model: Trainer) -> float:
-            return float(np.mean(log_loss(seen.label, model.score(seen.numbers, seen.categories))))
+            return float(np.mean(self._judge.raw(seen.label, model.score(seen.numbers, seen.categories))))
 
         best = min(self._past, key=loss)
         return best if loss(best) < loss(champion) else None

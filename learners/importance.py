@@ -10,25 +10,25 @@ import numpy as np
 
 from learners.batch import Batch
 from learners.models import EventModel
-from learners.prequential import log_loss
 
 
 def importances(
     model: EventModel, rows: Batch, columns: Sequence[str], random: np.random.Generator
 ) -> dict[str, float]:
-    """Nats of log loss an event that the model loses when a column is shuffled among the rows, by column.
+    """Loss an event (nats; of a value, squared error) that it costs to shuffle a column among the rows, by column.
 
     `columns` name the number columns of `rows`, then those of its ids. Equal generators shuffle alike, so that two
     models can be compared.
     """
     numbers, ids = rows.numbers.copy(), rows.categories.copy()
-    usual = log_loss(rows.label, model.predict(numbers, ids)).mean()
+    losses = model.schema.target.losses
+    usual = losses(rows.label, model.predict(numbers, ids)).mean()
     order = random.permutation(len(rows))
     found = {}
     for place, column in enumerate(columns):
         matrix, at = (numbers, place) if place < numbers.shape[1] else (ids, place - numbers.shape[1])
         kept = matrix[:, at].copy()
         matrix[:, at] = kept[order]
-        found[column] = float(log_loss(rows.label, model.predict(numbers, ids)).mean() - usual)
+        found[column] = float(losses(rows.label, model.predict(numbers, ids)).mean() - usual)
         matrix[:, at] = kept
     return found

@@ -24,7 +24,7 @@ COMPILED_OPTIMISERS = ("sgd", "adagrad", "adam", "adamw")
 @dataclass(frozen=True)
 class Learned:
     """What came of some steps: the table rows [u] they touched, how many `examples` were learned in how many `steps`,
-    how many steps were rejected, and the rows' probabilities [n] before their own step, if they were wanted.
+    how many steps were rejected, and the rows' scores [n] before their own step, if they were wanted.
     """
 
     touched: Tensor
@@ -62,7 +62,7 @@ class Steps:
         scores = None
         if scored:
             with torch.inference_mode():
-                scores = self.model.probability(numbers, functional.embedding(index, self.model.table))
+                scores = self.model.scores(numbers, functional.embedding(index, self.model.table))
         # None is not only faster: a sum with weights that are all 1 may differ from a plain one in the last bit.
         touched = self.step(numbers, index, label, None if bool((weight == 1.0).all()) else weight)
         if touched is None:
@@ -219,6 +219,7 @@ def is_compiled(model: Net, config: ModelConfig) -> bool:
     )
     known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
     small = config.batch_size * sum(weight.numel() for weight in model.parameters()) <= MOST_COMPILED
+    plain = plain and not model.values
     here = model.table.device.type == "cpu" and not model.schema.blocks and config.table == "hashed"
     return plain and steady and known and small and here
 

@@ -12,6 +12,7 @@ from learners.drift import Alert, DriftConfig
 from learners.packing import part, prefixed
 from learners.ranks import Change, RankDetector
 from learners.river_drift import RiverDetector
+from learners.target import BINARY, Target
 
 LARGEST_LOSS = 6.0  # nats; a loss above counts as this much: no single example decides
 BLOCK = 32  # examples whose losses the detectors get as one value
@@ -32,7 +33,7 @@ def make_detector(name: str, config: DriftConfig) -> Detector:
 
 
 class LossDetector:
-    """A rise of the log loss is an alarm, a fall is not, and one drift gives one alert.
+    """A rise of the loss (`learners.judge`) is an alarm, a fall is not, and one drift gives one alert.
 
     The detectors get the losses in blocks of `BLOCK` examples, each clipped to [0, LARGEST_LOSS] and scaled to [0, 1].
     A rise of the mean of an example is one of the block's sum, and the history of what they saw is a 32nd.
@@ -45,8 +46,8 @@ class LossDetector:
     not noticed here.
     """
 
-    def __init__(self, config: DriftConfig) -> None:
-        self._config = config
+    def __init__(self, config: DriftConfig, target: Target = BINARY) -> None:
+        self._config, self._target = config, target
         self._detectors = {name: make_detector(name, config) for name in config.detectors}
         self._sums: list[float] = []  # of each block since the last change, and where the block began
         self._ids: list[str] = []
@@ -60,7 +61,7 @@ class LossDetector:
         self._served_ms = LONG_AGO  # about how far the stream was served when the newest label became known
 
     def update(self, batch: Batch, losses: NDArray[np.floating[Any]], version: str) -> list[Alert]:
-        """Feed the log losses [n] of a batch, in its order. `version` is the live model's, for the alert.
+        """Feed the losses [n] of a batch, in its order. `version` is the live model's, for the alert.
 
         Rows with a loss that is not a number are left out.
         """
@@ -128,13 +129,14 @@ class LossDetector:
         if quiet or rise <= self._config.min_effect:
             return []
         self._quiet_until, self._quiet_ms = self._seen + self._config.cooldown, self._served_ms
-        message = f"log loss rose from {before:.4f} to {before + rise:.4f} since event {since_id} ({fired})"
+        words = self._target.loss_words
+        message = f"{words} rose from {before:.4f} to {before + rise:.4f} since event {since_id} ({fired})"
         return [
             Alert(
                 alert_id=f"{fired}-{self._seen}",
                 detector=fired,
                 level="loss",
-                subject="log_loss",
+                subject=self._target.loss_name,
                 strength=rise,
                 threshold=self._config.min_effect,
                 since_event_id=since_id,

@@ -1,4 +1,5 @@
-"""What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n].
+"""What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n], or of
+values [n] against labels [n], both in standard deviations of the labels.
 
 Each row counts with its weight [n], or all alike without: the mean is over rows, not over weights, so that a row of
 weight 2 moves the model as two rows of one step would.
@@ -15,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from learners.batch import MARGIN_FAMILIES, ModelConfig
+from learners.target import BINARY, Target
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MeanLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 HUBER_DELTA = 0.25  # on the scale of a probability: errors above count linearly
+VALUE_DELTA = 1.0  # the same of a value, in standard deviations of the labels
 SMALLEST_BASE = 1e-6  # (1 - p)^gamma has an infinite slope at 0 where gamma is below 1
 
 
@@ -54,9 +57,22 @@ def huber(logits: Tensor, label: Tensor) -> Tensor:
     return functional.huber_loss(torch.sigmoid(logits), label, reduction="none", delta=HUBER_DELTA)
 
 
-def loss_of(config: ModelConfig) -> MeanLoss:
+def of_values(name: str) -> MeanLoss:
+    """The mean loss of values [n] by name: "mse", "mae" or "huber". KeyError for another one."""
+    each: dict[str, Loss] = {
+        "mse": partial(functional.mse_loss, reduction="none"),
+        "mae": partial(functional.l1_loss, reduction="none"),
+        "huber": partial(functional.huber_loss, reduction="none", delta=VALUE_DELTA),
+    }
+    loss = each[name]
+    return lambda value, label, weight: mean(loss(value, label), weight)
+
+
+def loss_of(config: ModelConfig, target: Target = BINARY) -> MeanLoss:
     """The mean loss that the settings ask for, positive rows counting `positive_weight` times."""
     name = config.loss
+    if target.is_value:
+        return of_values("mse" if name == "auto" else name)
     if name == "auto":
         name = "hinge" if config.family in MARGIN_FAMILIES else "bce"
     if name == "bce" and config.positive_weight == 1.0:

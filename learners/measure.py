@@ -29,7 +29,7 @@ class Measure:
 
     def __init__(self, schema: Schema, window: int, segments: Sequence[str]) -> None:
         self._columns = [schema.categories.index(name) for name in segments]
-        self.windows = Prequential(window, segments)
+        self.windows = Prequential(window, segments, schema.target)
 
     def corrected(self, batch: Batch) -> Batch:
         """The rows that are here for the first time; the others have changed the label of theirs."""

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_PROBABILITY = (
-    1e-6  # a score is as sure as this at most; also what a score that is not a number counts as
-)
-CALIBRATION_BINS = 10
+from learners.metrics import log_loss, metrics
+from learners.target import BINARY, METRICS, Target
+
+__all__ = ["MetricRow", "Prequential", "id_hashes", "log_loss", "metric_row", "metrics"]
+
 SEGMENT_VALUES, SEGMENT_EXAMPLES = (
     8,
     50,
@@ -25,12 +26,11 @@ SEGMENT_VALUES, SEGMENT_EXAMPLES = (
 
 _ABOUT = "/about"
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """Metrics of one arm over its last `window` labelled examples; what is undefined is NaN (see `metrics`).
+    """Metrics of one arm over its last `window` labelled examples; what is undefined is NaN (see
+    `learners.metrics`), and so is what is not of this kind of task.
 
     `arm` is served (what was really served), champion (whichever lineage was the champion when it scored, so
     that all arms are compared on the same examples), continuous (the first lineage, which goes on learning
@@ -49,6 +49,9 @@ class MetricRow:
     average_precision: float
     log_loss: float
     ece: float
+    rmse: float = math.nan
+    mae: float = math.nan
+    r2: float = math.nan
     segment: str = ""
     segment_value: int = 0
 
@@ -61,8 +64,9 @@ def metric_row(
     created_ms: int,
     segment: tuple[str, int] = ("", 0),
 ) -> MetricRow:
-    """A row of the values of `metrics`, with whose they are and when they were taken."""
-    rest: dict[str, Any] = dict(values) | {name: int(values[name]) for name in ("n", "positives")}
+    """A row of the values of `Target.measure`, with whose they are and when they were taken."""
+    rest: dict[str, Any] = dict.fromkeys(METRICS["binary"], math.nan) | dict(values)
+    rest |= {name: int(values[name]) for name in ("n", "positives")}
     name, value = segment
     return MetricRow(arm, lineage, event_ms, created_ms, **rest, segment=name, segment_value=value)
 
@@ -70,80 +74,6 @@ def metric_row(
 def id_hashes(event_ids: Sequence[str]) -> NDArray[np.int64]:
     """What a window knows an example by, int64 [n]: two of 5,000 ids share one with chance 3 in 1,000."""
     return np.array([zlib.crc32(event_id.encode()) for event_id in event_ids], np.int64)
-
-
-def log_loss(label: NDArray[Any], score: NDArray[np.floating[Any]]) -> Floats:
-    """Log loss in nats of each example [n], from labels (0 or 1) and probabilities.
-
-    Always finite for such labels: probabilities are kept 1e-6 away from 0 and 1, and a model whose score is
-    not a number is taken to be as wrong as can be (13.8 nats).
-    """
-    scores = np.asarray(score, np.float64)
-    right = np.where(np.asarray(label) > 0.5, scores, 1.0 - scores)
-    losses: Floats = -np.log(np.clip(np.nan_to_num(right, nan=0.0), SMALLEST_PROBABILITY, 1.0))
-    return losses
-
-
-def metrics(label: NDArray[Any], score: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """Metrics of labels [n] and probabilities [n], exact, ties counted half.
-
-    Keys: n, positives, auc, average_precision, log_loss, ece. Those that are undefined are NaN: all but n and
-    positives without examples, auc and average_precision without both classes. A score that is not a number
-    counts as the lowest for the ranking and as wrong for the loss; it is left out of ece.
-    """
-    count, positive = len(label), np.asarray(label) > 0.5
-    positives = int(positive.sum())
-    row = {"n": float(count), "positives": float(positives)}
-    row |= dict.fromkeys(("auc", "average_precision", "log_loss", "ece"), math.nan)
-    if not count:
-        return row
-    ranked = np.nan_to_num(np.asarray(score, np.float64), nan=-1.0)
-    order = np.argsort(ranked, kind="stable")
-    ranked, hits = ranked[order], positive[order]
-    starts = np.flatnonzero(
-        np.concatenate([[True], ranked[1:] != ranked[:-1]])
-    )  # first of each group of ties
-    stops = np.concatenate([starts[1:], [count]])
-    group_hits = np.add.reduceat(hits.astype(np.int64), starts)
-    row["log_loss"] = float(log_loss(label, score).mean())
-    row["ece"] = _calibration_error(ranked, hits, starts, stops)
-    if 0 < positives < count:
-        row["auc"] = _auc(group_hits, stops - starts)
-        row["average_precision"] = _average_precision(group_hits, starts, count)
-    return row
-
-
-def _auc(hits: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
-    """Chance that a positive ranks above a negative, ties half (Mann-Whitney); groups of ties rise."""
-    misses = sizes - hits
-    below = np.cumsum(misses) - misses
-    return float(np.sum(hits * (below + misses / 2.0)) / (hits.sum() * misses.sum()))
-
-
-def _average_precision(hits: NDArray[np.int64], starts: NDArray[np.int64], count: int) -> float:
-    """Sum over thresholds of precision times the gain in recall, a threshold for each distinct score."""
-    caught = np.cumsum(hits[::-1])
-    taken = count - starts[::-1]
-    return float(np.sum(hits[::-1] * (caught / taken)) / caught[-1])
-
-
-def _calibration_error(
-    ranked: Floats, hits: NDArray[np.bool_], starts: NDArray[np.int64], stops: NDArray[np.int64]
-) -> float:
-    """Expected calibration error: mean distance of rate and mean score over bins with equally many examples.
-
-    Bins of equal width would hold nearly all of a stream of rare events in one. Tied scores share a bin, so
-    that the order of examples does not matter.
-    """
-    known = int(np.searchsorted(ranked, 0.0, side="left"))  # those before are not numbers
-    count = len(ranked) - known
-    if not count:
-        return math.nan
-    place = np.repeat(starts, stops - starts)[known:] - known
-    bins = place * CALIBRATION_BINS // count
-    rate = np.bincount(bins, hits[known:], CALIBRATION_BINS)
-    mean = np.bincount(bins, ranked[known:], CALIBRATION_BINS)
-    return float(np.abs(rate - mean).sum() / count)
 
 
 class Ring:
@@ -190,10 +120,10 @@ class Prequential:
     [n, 1 + segments], is the hash of its id (`id_hashes`) and its values of the segments' columns.
     """
 
-    def __init__(self, window: int, segments: Sequence[str] = ()) -> None:
+    def __init__(self, window: int, segments: Sequence[str] = (), target: Target = BINARY) -> None:
         if window < 1:
             raise ValueError("the window must hold at least 1 example")
-        self._window, self._segments = window, tuple(segments)
+        self._window, self._segments, self._target = window, tuple(segments), target
         self._rings: dict[str, Ring] = {}
 
     def _ring(self, arm: str) -> Ring:
@@ -216,11 +146,11 @@ class Prequential:
             ring.correct(ids, label)
 
     def row(self, arm: str, last: int | None = None) -> dict[str, float]:
-        """Metrics (see `metrics`) over the arm's window, or its last few; n is 0 for an unknown arm."""
+        """Metrics (see `Target.measure`) over the arm's window, or its last few; n is 0 for an unknown arm."""
         if arm not in self._rings:
-            return metrics(np.zeros(0), np.zeros(0))
+            return self._target.measure(np.zeros(0), np.zeros(0))
         label, score, _ = self._rings[arm].last(last)
-        return metrics(label, score)
+        return self._target.measure(label, score)
 
     def values(self, arm: str) -> list[tuple[str, int]]:
         """The most frequent values of each segment in the arm's window, (segment, value): `SEGMENT_VALUES` at most."""
@@ -246,7 +176,7 @@ class Prequential:
         """Metrics over the examples in the arm's window that have a value of a segment."""
         label, score, about = self._ring(arm).last()
         own = about[:, 1 + self._segments.index(segment)] == value
-        return metrics(label[own], score[own])
+        return self._target.measure(label[own], score[own])
 
     def copy(self, arm: str, to: str) -> None:
         """Give a new arm the past of another, if it has one: a clone starts with its original's record."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.segments import NO_SEGMENTS, Segmented, Segments
+from learners.target import BINARY, BINS, Target
 from learners.verdict import Wealth
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 BETS = 4  # on the loss, on a bias upwards and downwards, and on segments: they share alpha
-BINS = 40  # of a histogram of scores: logits from -LARGEST to LARGEST, equally wide
-LARGEST = 15.0
 GOLDEN_ROWS = 64  # that scoring is timed with
 ENOUGH = 1_000  # scores, before a histogram says anything
 ENOUGH_BATCHES = 20  # before their times do
@@ -65,7 +64,8 @@ class Guard:
     """Watches the champion of `lineage`, which replaced `former`. Both go on learning.
 
     Each bet is anytime-valid (see `learners.verdict`): a champion that is no worse and not biased is rolled back
-    with probability at most alpha, however often one looks.
+    with probability at most alpha, however often one looks. There is no bet on the bias of a value: it has no bounds
+    that such a bet would need, and is part of the error that the other bet is on.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Guard:
     ) -> None:
         self._config, self.lineage, self.former = config, lineage, former
         self._segments = segments or Segments((), 0.0, 0.5)
+        self._target = former.schema.target
         self._worse = Wealth(config.min_effect)
         self._bias = (Wealth(config.max_bias, 1.0), Wealth(config.max_bias, 1.0))  # upwards, downwards
         self.count = 0
@@ -90,8 +91,9 @@ class Guard:
         self._segments.update(about, losses[its], losses[own])
         self._worse.update(losses[own] - losses[its])
         error = scores[own].astype(np.float64) - label
-        for bet, sign in zip(self._bias, (1.0, -1.0), strict=True):
-            bet.update(sign * error)
+        if not self._target.is_value:
+            for bet, sign in zip(self._bias, (1.0, -1.0), strict=True):
+                bet.update(sign * error)
         self.count += len(label)
         told = (losses[own], losses[its], scores[own], scores[its], label)
         self._sums += [column.sum(dtype=np.float64) for column in told]
@@ -107,7 +109,8 @@ class Guard:
         needed = BETS / self._config.alpha
         evidence = self.evidence()
         if self._worse.log >= np.log(needed):
-            losses = f"log loss {evidence['champion_log_loss']:.4f} against {evidence['former_log_loss']:.4f}"
+            name, words = self._target.loss_name, self._target.loss_words
+            losses = f"{words} {evidence[f'champion_{name}']:.4f} against {evidence[f'former_{name}']:.4f}"
             return f"{losses} of {self.former.lineage} on {self.count:,} examples since the swap"
         own, its = abs(evidence["champion_bias"]), abs(evidence["former_bias"])
         if max(bet.log for bet in self._bias) >= np.log(needed) and its < own:
@@ -129,8 +132,8 @@ class Guard:
             "n": self.count,
             "alpha": self._config.alpha / BETS,
             "e_value_worse": float(np.exp(min(self._worse.log, 709.0))),
-            "champion_log_loss": float(loss),
-            "former_log_loss": float(former_loss),
+            f"champion_{self._target.loss_name}": float(loss),
+            f"former_{self._target.loss_name}": float(former_loss),
             "champion_bias": float(score - label),
             "former_bias": float(former_score - label),
             "segments": self._segments.evidence(),
@@ -161,15 +164,6 @@ class Guard:
         return guard
 
 
-def histogram(scores: NDArray[Any]) -> NDArray[np.int64]:
-    """Counts [40] of finite probabilities by their logit."""
-    known = scores[np.isfinite(scores)].astype(np.float64)
-    clipped = np.clip(known, 1e-9, 1.0 - 1e-9)
-    logit = np.clip(np.log(clipped / (1.0 - clipped)), -LARGEST, LARGEST)
-    counts: NDArray[np.int64] = np.histogram(logit, BINS, (-LARGEST, LARGEST))[0].astype(np.int64)
-    return counts
-
-
 def stability(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
     """Population stability index between two histograms [40], over bins merged to a tenth of `before` or more."""
     groups = np.minimum(np.floor((np.cumsum(before) - before) / (_SHARE * before.sum())), 1.0 / _SHARE - 1)
@@ -184,7 +178,7 @@ def stability(before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
 class Scored:
     """What one worker scored in a while: rows, those whose score is no number, batches, those that took too long.
 
-    `histogram` as below.
+    `histogram` as of `Target`.
     """
 
     rows: int = 0
@@ -193,11 +187,13 @@ class Scored:
     slow: int = 0
     histogram: tuple[int, ...] = ()
 
-    def plus(self, scores: NDArray[Any], took_ms: float, budget_ms: float) -> "Scored":
+    def plus(
+        self, scores: NDArray[Any], took_ms: float, budget_ms: float, target: Target = BINARY
+    ) -> "Scored":
         """With one more batch of scores [n]; `budget_ms` is for 64 rows, and for fewer."""
         if not len(scores):
             return self
-        counts = histogram(scores) + np.array(self.histogram or [0] * BINS, np.int64)
+        counts = target.histogram(scores) + np.array(self.histogram or [0] * BINS, np.int64)
         return Scored(
             self.rows + len(scores),
             self.broken + int(len(scores) - np.isfinite(scores).sum()),

@@ -102,7 +102,7 @@ class Segments:
         watched = self._watched[key]
         other, own = watched.losses / max(watched.count, 1)
         where = f"{self._names[key[0]]} is {key[1]}"
-        return f"where {where}, log loss {own:.4f} against {other:.4f} on {watched.count:,} examples"
+        return f"where {where}, loss {own:.4f} against {other:.4f} on {watched.count:,} examples"
 
     def evidence(self) -> list[dict[str, Any]]:
         """What is known of each value that was ever large, ready for JSON."""

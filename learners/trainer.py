@@ -26,7 +26,7 @@ from learners.renewal import Renewal
 from learners.replay import Replay
 from learners.weights import Update
 
-EVERY_STATISTIC = ("mean", "var", "count", "seen")  # that every family keeps
+EVERY_STATISTIC = ("mean", "var", "count", "seen", "label_mean", "label_var")  # that every family keeps
 STATE_TENSORS, STATE_RECORD = "trainer.safetensors", "trainer.json"
 
 
@@ -96,21 +96,21 @@ class Trainer:
             self.ewc.consolidate(batch.take(batch.event_ms < since_ms) for batch in recent)
 
     def score(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probabilities float32 [n] by the newest weights (which may be ahead of `version`)."""
+        """Scores float32 [n] by the newest weights (which may be ahead of `version`)."""
         return self.model.predict(numbers, categories)
 
     def train(self, batch: Batch) -> None:
         """Learns the rows in the given order, in steps of `config.batch_size` rows (the last one may be
         smaller, and with `config.smallest_batch` the first ones are).
 
-        Labels must be 0 or 1; a step whose loss, gradient or new weights are not finite (a label that is NaN
-        or infinite is one cause) changes nothing and counts in `dropped`.
+        Labels must be such as the schema's target has; a step whose loss, gradient or new weights are not finite (a
+        label that is NaN or infinite is one cause) changes nothing and counts in `dropped`.
         """
         self._work(batch, scored=False)
         self._replay(batch)
 
     def test_then_train(self, batch: Batch) -> NDArray[np.float32]:
-        """`train`, and the probabilities float32 [n] of the rows, each by the weights before the step of its row."""
+        """`train`, and the scores float32 [n] of the rows, each by the weights before the step of its row."""
         scores: NDArray[np.float32] = torch.cat(self._work(batch, scored=True)).cpu().numpy()
         self._replay(batch)
         return scores

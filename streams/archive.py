@@ -49,7 +49,7 @@ DECISIONS = (
 )  # fmt: skip
 METRICS = (
     "task", "arm", "lineage", "event_ms", "created_ms", "n", "positives", "auc", "average_precision", "log_loss", "ece",
-    "segment", "segment_value",
+    "rmse", "mae", "r2", "segment", "segment_value",
 )  # fmt: skip
 FEATURE_DRIFT = ("task", "subject", "psi", "event_ms", "created_ms")
 DEAD_LETTERS = ("task", "topic", "partition", "offset", "reason", "bytes_len", "sha256", "created_ms")

@@ -23,6 +23,7 @@ from rich.table import Table
 from infra.disk import usable
 from infra.errors import UserError
 from infra.settings import load_secret
+from learners.target import SMALLER_IS_BETTER
 from streams.backtest_engine import Backtest, Lane, Settings
 from streams.backtest_policies import POLICIES, Retraining
 from streams.backtest_stream import default_within_ms
@@ -40,7 +41,10 @@ LEAST_RETRAININGS = 10
 OPEN_KEY = b"driftline backtest: no secret..."
 """The key for pseudonyms where there is no data folder with one. Nothing that is hidden with it is kept."""
 
-METRICS = {"auc": "AUC", "average_precision": "avg. precision", "log_loss": "log loss", "ece": "ECE"}
+TITLES = {
+    "auc": "AUC", "average_precision": "avg. precision", "log_loss": "log loss", "ece": "ECE", "rmse": "RMSE",
+    "mae": "MAE", "r2": "R²",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ def figures(
         "refused": sum(path.refused.values()),
         "labelled": backtest.labelled,
         "evaluated": len(at),
-        "evaluated_positives": int((backtest.labels[at] > 0.5).sum()),
+        "evaluated_positives": backtest.positives(at),
         "evaluated_from_ms": int(backtest.times_ms[at[0]]) if len(at) else None,
         "evaluated_to_ms": int(backtest.times_ms[at[-1]]) if len(at) else None,
         "batch": settings.batch,
@@ -226,7 +230,7 @@ def figures(
 def _of(backtest: Backtest, lane: Lane) -> dict[str, Any]:
     """A policy's figures. The rates are of that policy run alone: what is shared, and its own time."""
     measured, alone = backtest.metrics(lane), backtest.seconds + lane.seconds
-    return {key: measured[key] for key in METRICS} | {
+    return {key: measured[key] for key in backtest.task.schema.target.metrics} | {
         "alerts": len(lane.policy.alerts),
         "decisions": len(lane.policy.decisions),
         "swaps": lane.swaps,
@@ -246,7 +250,8 @@ def _plain(value: Any) -> Any:
 def _show(backtest: Backtest, found: Mapping[str, Any], options: Options, console: Console) -> None:
     console.print(
         f"{found['source']}: {found['events']:,} events, {found['labelled']:,} labelled; "
-        f"{found['evaluated']:,} evaluated after the warm-up, {found['evaluated_positives']:,} of them positive"
+        f"{found['evaluated']:,} evaluated after the warm-up"
+        + (f", {found['evaluated_positives']:,} of them positive" if backtest.task.kind == "binary" else "")
     )
     refused = {key.removeprefix("refused_"): n for key, n in found.items() if key.startswith("refused_")}
     if refused:
@@ -257,11 +262,12 @@ def _show(backtest: Backtest, found: Mapping[str, Any], options: Options, consol
         )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("policy")
-    for title in (*METRICS.values(), "alerts", "swaps", "events/s"):
+    metrics = backtest.task.schema.target.metrics
+    for title in (*(TITLES[key] for key in metrics), "alerts", "swaps", "events/s"):
         table.add_column(title, justify="right")
-    best = {key: _best(found, key, [lane.name for lane in backtest.lanes]) for key in METRICS}
+    best = {key: _best(found, key, [lane.name for lane in backtest.lanes]) for key in metrics}
     for lane in backtest.lanes:
-        cells = [_cell(found[f"{lane.name}_{key}"], best[key]) for key in METRICS]
+        cells = [_cell(found[f"{lane.name}_{key}"], best[key]) for key in metrics]
         counts = [
             f"{found[f'{lane.name}_{key}'] or 0:,.0f}" for key in ("alerts", "swaps", "events_per_second")
         ]
@@ -281,7 +287,7 @@ def _best(found: Mapping[str, Any], key: str, names: Sequence[str]) -> float | N
     values = [found[f"{name}_{key}"] for name in names if found[f"{name}_{key}"] is not None]
     if len(values) < 2:
         return None
-    return float(min(values) if key in ("log_loss", "ece") else max(values))
+    return float(min(values) if key in SMALLER_IS_BETTER else max(values))
 
 
 def _cell(value: float | None, best: float | None) -> str:

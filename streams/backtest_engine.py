@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from learners.batch import Batch
 from learners.late import real_share
-from learners.prequential import metrics
 from learners.slot import Slot, encode_full, encode_refresh
 from learners.trainer import Trainer
 from streams.backtest_policies import Policy, Retraining, make_policy
@@ -67,7 +66,7 @@ class Serving:
             self._slot.apply(*encode(trainer, event_ms=now_ms, created_ms=max(now_ms, 0)))
 
     def score(self, trainer: Trainer, rows: Rows) -> NDArray[np.float32]:
-        """Probabilities float32 [n]; without a slot the trainer's own weights are the newest refresh."""
+        """Scores float32 [n]; without a slot the trainer's own weights are the newest refresh."""
         if self._slot is None:
             return trainer.score(rows.numbers, rows.categories)
         return self._slot.score(rows.numbers, rows.categories)[0]
@@ -187,6 +186,10 @@ class Backtest:
         return labelled[labelled >= (self.events if self.first is None else self.first)]
 
     def metrics(self, lane: Lane, events: NDArray[np.int64] | None = None) -> dict[str, float]:
-        """`learners.prequential.metrics` of what a policy served for `events`, by default all that count."""
+        """`Target.measure` of what a policy served for `events`, by default all that count."""
         at = self.evaluated() if events is None else events
-        return metrics(self.labels[at], lane.scores[at])
+        return self.task.schema.target.measure(self.labels[at], lane.scores[at])
+
+    def positives(self, events: NDArray[np.int64]) -> int:
+        """How many of these events have the label 1; none where labels are values."""
+        return int((self.labels[events] > 0.5).sum()) if self.task.kind == "binary" else 0

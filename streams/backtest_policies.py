@@ -21,7 +21,7 @@ from learners.buffer import Buffer
 from learners.challenger import Decision
 from learners.detectors import Detectors
 from learners.drift import Alert
-from learners.prequential import log_loss
+from learners.judge import Judge
 from learners.trainer import Trainer
 from streams.task import Task
 
@@ -134,6 +134,7 @@ class OnDrift(_One):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._detectors = Detectors(task.schema, task.drift)
+        self._judge = Judge(task.schema.target, task.model)
         self._buffer = Buffer(BUFFER)
         self._left = 0  # examples that it will still learn from
 
@@ -161,7 +162,8 @@ class OnDrift(_One):
             return []
         score = self.trainer.score(step.numbers, step.categories)
         served = np.where(np.isfinite(step.served), step.served, score)
-        losses = log_loss(step.label, served)
+        losses = self._judge.losses(step.label, served)
+        self._judge.note(step.label, served)
         return self._detectors.update(step, score, losses, self.trainer.version)
 
     def _tick(self, examples: int, warm: bool) -> None:

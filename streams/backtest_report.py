@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from learners.target import SMALLER_IS_BETTER
 from streams.backtest_engine import Backtest, Lane
 from streams.report.style import CSS, JS
 from streams.report.svg import (
@@ -32,8 +33,10 @@ TITLES = {
     "average_precision": "average precision",
     "log_loss": "log loss",
     "ece": "calibration error",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "share of variance explained",
 }
-SMALLER_IS_BETTER = {"log_loss", "ece"}
 POINTS = 120
 TIMELINE_ROWS = 200
 ABOUT = {
@@ -57,9 +60,9 @@ Curves = dict[str, list[dict[str, float]]]
 
 def rolling_window(backtest: Backtest) -> int:
     """Over how many evaluated events a point of a curve is: a 25th of them, but enough for some positives."""
-    labels = backtest.labels[backtest.evaluated()]
-    positives = max(1, int((labels > 0.5).sum()))
-    return int(min(max(1000, len(labels) // 25, 30 * len(labels) // positives), max(1, len(labels) // 2)))
+    at = backtest.evaluated()
+    positives = max(1, backtest.positives(at)) if backtest.task.kind == "binary" else len(at)
+    return int(min(max(1000, len(at) // 25, 30 * len(at) // max(1, positives)), max(1, len(at) // 2)))
 
 
 def curves(backtest: Backtest) -> tuple[list[int], Curves]:
@@ -79,7 +82,7 @@ def page(backtest: Backtest, figures: Mapping[str, Any]) -> str:
     """The whole page as HTML."""
     title = f"Driftline backtest: {backtest.task.name}"
     times, rows = curves(backtest)
-    shown = dict.fromkeys((backtest.task.metric, "log_loss"))
+    shown = dict.fromkeys((backtest.task.metric, _second(backtest)))
     sections = [
         tag("header", tag("h1", escape(title)), tag("p", escape(_story(figures)), class_="lead")),
         _table(backtest, figures),
@@ -93,6 +96,11 @@ def page(backtest: Backtest, figures: Mapping[str, Any]) -> str:
     )
     body = f'<main>{"".join(sections)}</main><div id="tip" class="tip"></div><script>{JS}</script>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def _second(backtest: Backtest) -> str:
+    """The metric of the chart below the first: what models learn by."""
+    return "mae" if backtest.task.schema.target.is_value else "log_loss"
 
 
 def _is_of_a_policy(backtest: Backtest, key: str) -> bool:
@@ -110,7 +118,14 @@ def _story(figures: Mapping[str, Any]) -> str:
 
 
 def _table(backtest: Backtest, figures: Mapping[str, Any]) -> str:
-    names = ("policy", "", *TITLES.values(), "alarms", "swaps", "events/s")
+    names = (
+        "policy",
+        "",
+        *(TITLES[key] for key in backtest.task.schema.target.metrics),
+        "alarms",
+        "swaps",
+        "events/s",
+    )
     head = tag("tr", *(tag("th", escape(n), class_="n" if i > 1 else None) for i, n in enumerate(names)))
     rows = [_row(backtest, lane, figures) for lane in backtest.lanes]
     note = "Over all evaluated events. Events/s: the policy alone, with features and join, a second of processor time."
@@ -122,7 +137,7 @@ def _row(backtest: Backtest, lane: Lane, figures: Mapping[str, Any]) -> str:
         return figures[f"{lane.name}_{key}"]
 
     cells = [tag("td", tag("b", lane.name)), tag("td", escape(ABOUT[lane.name]))]
-    for key in TITLES:
+    for key in backtest.task.schema.target.metrics:
         values = [figures[f"{other.name}_{key}"] for other in backtest.lanes]
         known = [value for value in values if value is not None]
         best = len(known) > 1 and of(key) == (min(known) if key in SMALLER_IS_BETTER else max(known))

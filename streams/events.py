@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.target import LARGEST_VALUE
 from streams.contents import columns_of, reader_of
 from streams.privacy import Pseudonymiser
 from streams.rows import Labels, Rows
@@ -169,7 +170,8 @@ class LabelDecoder:
     def __init__(self, task: Task, pseudonymiser: Pseudonymiser) -> None:
         self._task, self._pseudonymiser = task, pseudonymiser
         label = task.label
-        columns: list[tuple[str, Any]] = [(label.id, str | int), (label.field, bool | float)]
+        truth: Any = float if task.schema.target.is_value else bool | float
+        columns: list[tuple[str, Any]] = [(label.id, str | int), (label.field, truth)]
         if label.time:
             columns.append((label.time, JSON_TYPES.get(task.event.time_format, str)))
         self._clock = _Clock(label.time, task) if label.time else None
@@ -204,10 +206,17 @@ class LabelDecoder:
         parsed = _json(self._decoder, record, self._task.serving.max_event_bytes)
         _check_id(self._task.label.id, parsed[0])
         value = float(parsed[1])
-        if value not in (0.0, 1.0):
-            field = self._task.label.field
-            raise _Refused("invalid", f"label {field} is {value:g}; a binary task takes 0 or 1")
+        self._check(value)
         return parsed[0], value, -1 if self._clock is None else self._clock.read(parsed[2], record)
+
+    def _check(self, value: float) -> None:
+        label, target = self._task.label, self._task.schema.target
+        if not target.usable(np.array(value)):
+            takes = f"a number of at most {LARGEST_VALUE:g} in size" if target.is_value else "0 or 1"
+            raise _Refused(
+                "invalid", f"label {label.field} is {value:g}; a {self._task.kind} task takes {takes}"
+            )
+        _check_number(Field(f"label {label.field}", "number", min=label.min, max=label.max), value)
 
 
 class _Clock:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from learners.admission import BadUpdate
 from learners.rollback import Scored
+from learners.target import BINARY, Target
 
 LIMIT_MS = 2_000  # by then every worker has a swap
 FORGET_MS = 5_000  # a worker that says nothing for so long is not waited for: it is gone
@@ -38,8 +39,8 @@ class Report(msgspec.Struct, frozen=True):
 class ReportWriter:
     """Collects what one worker has to say until its next report. `budget_ms` is for scoring 64 rows."""
 
-    def __init__(self, task: str, worker: str, budget_ms: float) -> None:
-        self._task, self._worker, self._budget_ms = task, worker, budget_ms
+    def __init__(self, task: str, worker: str, budget_ms: float, target: Target = BINARY) -> None:
+        self._task, self._worker, self._budget_ms, self._target = task, worker, budget_ms, target
         self._clear()
 
     def _clear(self) -> None:
@@ -51,7 +52,7 @@ class ReportWriter:
         lineage = version.partition(".")[0]
         if lineage != self._lineage:
             self._lineage, self._scored = lineage, Scored()
-        self._scored = self._scored.plus(scores, took_ms, self._budget_ms)
+        self._scored = self._scored.plus(scores, took_ms, self._budget_ms, self._target)
 
     def refused(self, version: str, error: BadUpdate) -> None:
         """Note a model that was not taken."""

@@ -93,6 +93,7 @@ class JoinPartition:
         label = task.label
         self._wait = label.missing is not None  # for the whole window, whatever comes
         self._corrects = self._wait and label.late == "correct"
+        self._values = task.schema.target.is_value
         self._expires_ms = label.window_ms + task.serving.allowed_lateness_ms + 1
         self._gate = Gate()
         self._store = Waiting(task, label.in_memory)
@@ -269,7 +270,8 @@ class JoinPartition:
                 self._store.pool.free([slot])
             else:
                 self.counts.defaulted += 1
-                share = self._late / (self._prompt + self._late)
+                # A value has no probability of being another one: defaults count fully (`learners.late`).
+                share = 0.0 if self._values else self._late / (self._prompt + self._late)
                 decided.append(_Decided(slot, missing, window_end, True, share, kept=self._corrects))
                 if entry.labelled:  # it came before we closed the window, and says that this was too late
                     decided += self._correct(entry)

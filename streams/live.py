@@ -41,7 +41,7 @@ class LiveModel:
         admission = Admission(load_model_key(settings.model_key), task.guard.max_scoring_ms)
         self._slot = Slot(task.schema, task.model, task.seed, admission=admission)
         self._metrics = metrics
-        self._report = ReportWriter(task.name, worker, task.guard.max_scoring_ms)
+        self._report = ReportWriter(task.name, worker, task.guard.max_scoring_ms, task.schema.target)
         self._news = asyncio.Event()
         self._reloaded_ms = 0
 
@@ -53,7 +53,7 @@ class LiveModel:
     def score(
         self, numbers: NDArray[np.float32], categories: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], str]:
-        """Probabilities float32 [n] of numbers [n, N] and categories [n, C], and the version that made all of them."""
+        """Scores float32 [n] of numbers [n, N] and categories [n, C], and the version that made all of them."""
         start = time.perf_counter()
         scores, version = self._slot.score(numbers, categories)
         self._report.scored(version, scores, (time.perf_counter() - start) * 1000.0)

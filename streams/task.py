@@ -20,6 +20,7 @@ from learners.batch import ModelConfig, Schema
 from learners.blocks import Block
 from learners.drift import DriftConfig
 from learners.rollback import GuardConfig
+from learners.target import Target
 
 BUILT_IN = Path(__file__).parent / "tasks"
 CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
@@ -95,7 +96,8 @@ class LabelSpec:
     is expected `delay_ms` after its event; once `window_ms` has passed without one, the event gets the label
     `missing`, or none at all where `missing` is None (written "drop"). What was decided is remembered for
     `late_for_ms` more: a label that comes in that time corrects the missing value, or not (`late`). Each partition
-    keeps so many events that wait or are remembered `in_memory`, and more of them on disk.
+    keeps so many events that wait or are remembered `in_memory`, and more of them on disk. `min` and `max` bound a
+    value (both included, None for no bound).
     """
 
     field: str
@@ -107,6 +109,8 @@ class LabelSpec:
     late: str = "correct"  # or "ignore"
     late_for_ms: int = 0
     in_memory: int = 200_000
+    min: float | None = None
+    max: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,8 @@ class Task:
     """
 
     name: str
-    kind: str  # "binary"
-    metric: str  # "auc" or "average_precision"
+    kind: str  # one of `learners.target.KINDS`
+    metric: str  # one of `streams.task_kind.METRICS` for that kind
     calendar: bool
     event: EventSpec
     entities: tuple[Entity, ...]
@@ -263,7 +267,7 @@ class Task:
     @cached_property
     def schema(self) -> Schema:
         """The columns of a row, for the learner."""
-        return Schema(self.numbers, self.categories, self.schema_hash, self.blocks)
+        return Schema(self.numbers, self.categories, self.schema_hash, self.blocks, Target(self.kind))
 
 
 def built_in_tasks() -> tuple[str, ...]:

@@ -21,8 +21,10 @@ from learners.batch import (
 )
 from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
+from learners.target import KINDS
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
+from streams.task_kind import check_guard, check_settings, parse_bounds, parse_metric, parse_missing
 from streams.task_model import check_blocks, check_rivals, check_used, with_tower
 from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
@@ -46,7 +48,7 @@ TOP = (
 )
 TASK = ("name", "kind", "metric", "calendar", "segments")
 EVENT = ("id", "key", "time", "time_format", "fields")
-LABEL = ("field", "id", "time", "delay", "window", "missing", "late", "late_for", "in_memory")
+LABEL = ("field", "id", "time", "delay", "window", "missing", "late", "late_for", "in_memory", "min", "max")
 FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate", "decay", "last")
 PRIVACY = ("pseudonymise",)
 SERVING = (
@@ -86,15 +88,15 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     name = task.text(
         "name", '"my-stream"', REQUIRED, r"[a-z][a-z0-9-]{0,49}", "1 to 50 of a-z, 0-9 and -, a letter first"
     )
-    kind = task.choice("kind", ("binary",), "binary")
-    metric = task.choice("metric", ("auc", "average_precision"), "auc")
+    kind = task.choice("kind", KINDS, "binary")
+    metric = parse_metric(task, kind)
     calendar = task.flag("calendar", False)
     event_table = root.table(
         "event", EVENT, required='[event] with id = "event_id", key = "user_id", time = "timestamp"'
     )
     entities = parse_entities(root, event_table)
     event = parse_event(event_table, entities)
-    label = _label(root, event)
+    label = _label(root, event, kind)
     views = _views(root, entities, event)
     first, rivals = root.table("model"), root.tables("challenger")
     model = _settings(first, ModelConfig())
@@ -107,6 +109,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
+    check_guard(root.table("guard"), made)
     check_rivals(rivals, (challenger, *others))
     chosen = "rows" in first.data
     model = _fitted(first, model, made, chosen)
@@ -124,12 +127,13 @@ def _usual_challenger(model: ModelConfig) -> ModelConfig:
 
 def _fitted(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
     """The settings as the rest of the file lets them be; `chosen`: the file says how many rows."""
+    check_settings(table, config, task)
     check_used(table, config)
     check_blocks(table, config, task)
     return _sized(table, with_tower(table, config, task), task, chosen)
 
 
-def _label(root: Table, event: EventSpec) -> LabelSpec:
+def _label(root: Table, event: EventSpec, kind: str) -> LabelSpec:
     table = root.table(
         "label", LABEL, required='[label] with field = "clicked", delay = "1h", window = "2h", missing = 0'
     )
@@ -149,27 +153,20 @@ def _label(root: Table, event: EventSpec) -> LabelSpec:
         fix = f"write window = {shown(table.data['delay'])} or longer"
         got, least = shown(table.data["window"]), shown(table.data["delay"])
         table.fail("window", f"label.window {got} closes before labels are due (label.delay {least})", fix)
-    missing = table.data.get("missing", REQUIRED)
-    if missing is REQUIRED:
-        fix = (
-            'add missing = 0 (no label means "no"), missing = 1, or missing = "drop" (learn nothing from it)'
-        )
-        table.fail(None, "label.missing is missing", fix)
-    if isinstance(missing, bool) or missing not in (0, 1, "drop"):
-        table.fail("missing", f"label.missing is {shown(missing)}", 'use 0, 1 or "drop"')
-    if missing == "drop" and "late" in table.data:
-        said = 'label.late has no effect with missing = "drop": nothing was taken that a late label could correct'
-        table.fail("late", said, "remove this line; it is for missing 0 or 1")
+    low, high = parse_bounds(table, kind)
+    missing = parse_missing(table, kind, low, high)
     return LabelSpec(
         field,
         label_id,
         time,
         delay,
         window,
-        None if missing == "drop" else float(missing),
+        missing,
         table.choice("late", ("correct", "ignore"), "correct"),
         table.duration("late_for", table.data["window"]),
         table.integer("in_memory", 200_000, 100, 100_000_000),
+        low,
+        high,
     )
 
 

@@ -11,6 +11,7 @@ from learners.batch import Batch, ModelConfig, Schema
 from learners.blocks import Block
 from learners.lesson import GradientLesson
 from learners.optim import Optimiser
+from learners.target import Target
 from learners.trainer import Trainer
 
 SCHEMA = Schema(("amount", "count", "rate"), ("shop", "card"), "fingerprint-1")
@@ -101,3 +102,15 @@ def auc(scores: np.ndarray, label: np.ndarray) -> float:
     """Share of pairs of a positive and a negative row that are scored in the right order."""
     positive, negative = scores[label == 1][:, None], scores[label == 0][None, :]
     return float(np.mean((positive > negative) + 0.5 * (positive == negative)))
+
+
+VALUES = replace(SCHEMA, target=Target("regression"))
+
+
+def value_rows(n: int, seed: int = 0, *, unit: float = 1.0, level: float = 0.0, noise: float = 0.5) -> Batch:
+    """Rows as `rows`, whose label is a value: `level` and `unit` times what follows from number and category."""
+    batch = rows(n, seed)
+    random = np.random.default_rng(seed + 1)
+    odd = np.where(batch.categories[:, 0] % 2 == 1, 2.0, -2.0)
+    signal = batch.numbers[:, 0].astype(np.float64) + odd + random.normal(0, noise, n)
+    return replace(batch, label=(level + unit * signal).astype(np.float32))

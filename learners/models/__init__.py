@@ -4,7 +4,9 @@ from importlib import import_module
 
 import torch
 
+from infra.errors import UserError
 from learners.batch import SEQUENCE_FAMILIES, TEXT_FAMILIES, ModelConfig, Schema
+from learners.fits import misfit
 from learners.models.base import EventModel
 from learners.models.counting import Counter
 from learners.models.net import Net
@@ -33,8 +35,11 @@ def build_model(
 ) -> Net | Counter:
     """A fresh model, a pure function of its arguments, on `device` (the CPU if None; a `Counter` always).
 
-    Raises UserError if the schema is empty or lacks a column that the settings name.
+    Raises UserError if the schema is empty or lacks a column that the settings name, or if these settings cannot
+    learn what it predicts.
     """
+    if wrong := misfit(config, schema.target):
+        raise UserError(f"model {wrong[1]}", wrong[2])
     module, name = _FAMILIES[config.family].split(".")
     model = getattr(import_module(f"learners.models.{module}"), name)(schema, config, seed)
     made: Net | Counter = model if device is None or isinstance(model, Counter) else model.to(device)

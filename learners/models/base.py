@@ -31,6 +31,10 @@ BASE_RATE_ROWS = (
     5_000.0  # the base rate is a starting point from the first rows; afterwards only the head learns
 )
 
+LABEL_ROWS = 1_000.0  # mean and variance of labels that are values forget with this memory: a level may jump
+
+Former = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 class EventModel(nn.Module):
     """Base of the families, which are of two kinds: `Net` learns by gradients, `Counter` by counting.
@@ -42,7 +46,8 @@ class EventModel(nn.Module):
     of them: the numbers with `extra` columns behind them, and a table row for each of the F ids that the family
     looks up. State that changes only in training: by `observe` `mean`, `var`, `count` [N] and `seen` [2]
     (negatives, positives), by `remember` `recent` [E], the share of positives among the labels learned of late, one
-    for each half-life of `config.recent_labels`.
+    for each half-life of `config.recent_labels`. Where values are predicted, `seen` [1] is the weight of the labels,
+    `label_mean` and `label_var` [1] are those of the labels, and `recent` is of scaled ones.
     """
 
     embedded: ClassVar[tuple[str, ...]] = ()
@@ -57,6 +62,8 @@ class EventModel(nn.Module):
     var: Tensor
     count: Tensor
     seen: Tensor
+    label_mean: Tensor
+    label_var: Tensor
     recent: Tensor
     fade: Tensor
 
@@ -76,17 +83,20 @@ class EventModel(nn.Module):
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("var", torch.ones(numbers))
         self.register_buffer("count", torch.zeros(numbers))
-        self.register_buffer("seen", torch.zeros(2))
+        self.values = schema.target.is_value
+        self.register_buffer("seen", torch.zeros(1 if self.values else 2))
+        self.register_buffer("label_mean", torch.zeros(1))
+        self.register_buffer("label_var", torch.ones(1))
         half_lives = torch.tensor(config.recent_labels, dtype=torch.float32)
-        self.register_buffer("recent", torch.full((len(half_lives),), 0.5))
+        self.register_buffer("recent", torch.full((len(half_lives),), 0.0 if self.values else 0.5))
         self.register_buffer("fade", 1.0 - 0.5 ** (1.0 / half_lives), persistent=False)
 
     def predict(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probabilities float32 [n] of the positive class; raises ValueError for other column counts."""
+        """Scores float32 [n], probabilities of the positive class or values; ValueError for other column counts."""
         with torch.inference_mode():
             inputs, index = self.inputs(numbers, categories)
-            probability = self.probability(inputs, nn.functional.embedding(index, self.table))
-            scores: NDArray[np.float32] = probability.cpu().numpy()
+            found = self.scores(inputs, nn.functional.embedding(index, self.table))
+            scores: NDArray[np.float32] = found.cpu().numpy()
         return scores
 
     def inputs(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -125,8 +135,8 @@ class EventModel(nn.Module):
         hashed = torch.remainder(categories, rows - 1) + 1
         return hashed.masked_fill_(categories == 0, 0) + self.offsets
 
-    def probability(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """Probabilities [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
+    def scores(self, numbers: Tensor, rows: Tensor) -> Tensor:
+        """Scores [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
         raise NotImplementedError
 
     def scale(self, numbers: Tensor) -> Tensor:
@@ -139,18 +149,22 @@ class EventModel(nn.Module):
         return self.var + (LEAST_SHARE * self.mean).square() + LEAST_SPREAD**2
 
     @torch.no_grad()
-    def observe(
-        self, numbers: Tensor, label: Tensor, weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def observe(self, numbers: Tensor, label: Tensor, weight: Tensor | None = None) -> Former:
         """Folds one micro-batch into the running statistics and returns the former ones, for `restore`.
 
-        The count is capped, so that old rows fade. Weights [n] count for the base rate only: the numbers of a row
+        The count is capped, so that old rows fade. Weights [n] count for the labels only: the numbers of a row
         are what they are.
         """
-        former = (self.mean, self.var, self.count, self.seen)
+        former = (self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var)
         value = compress(numbers[:, : len(self.mean)])
         self.mean, self.var, total = merged(self.mean, self.var, self.count, value, torch.isfinite(value))
         self.count = torch.clamp_max(total, SCALER_ROWS)
+        if self.values:
+            known = torch.ones_like(label, dtype=torch.bool)[:, None]
+            stood = (self.label_mean, self.label_var, self.seen)
+            self.label_mean, self.label_var, total = merged(*stood, label[:, None], known, weight)
+            self.seen = torch.clamp_max(total, LABEL_ROWS)
+            return former
         if weight is None:
             positives = label.sum()
             fresh = torch.stack((len(label) - positives, positives))
@@ -167,22 +181,35 @@ class EventModel(nn.Module):
     def remember(self, label: Tensor) -> None:
         """Folds labels [n] in their order into `recent`: after their step was accepted, which must not see them."""
         if len(self.recent):
+            label = self.scaled(label)
             age = torch.arange(len(label) - 1, -1, -1, device=label.device)[:, None]
             keep = 1.0 - self.fade
             self.recent = keep ** len(label) * self.recent + (label[:, None] * self.fade * keep**age).sum(0)
 
-    def restore(self, former: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    def restore(self, former: Former) -> None:
         """Takes back an `observe` (of a step that was rejected)."""
-        self.mean, self.var, self.count, self.seen = former
+        self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var = former
+
+    @property
+    def unit(self) -> Tensor:
+        """What a score is measured in, [1]: the standard deviation of the labels where values are predicted, else 1."""
+        if not self.values:
+            return torch.ones_like(self.label_var)
+        return torch.sqrt(self.label_var + (LEAST_SHARE * self.label_mean).square() + LEAST_SPREAD**2)
+
+    def scaled(self, label: Tensor) -> Tensor:
+        """Labels [n] as a net learns them: values as standard deviations from their mean, others as they are."""
+        return (label - self.label_mean) / self.unit if self.values else label
 
     def statistics(self) -> dict[str, Tensor]:
         """The running statistics by name: the buffers that travel whole, as the parameters do."""
         named = {"mean": self.mean, "var": self.var, "count": self.count, "seen": self.seen}
+        named |= {"label_mean": self.label_mean, "label_var": self.label_var} if self.values else {}
         return named | ({"recent": self.recent} if len(self.recent) else {})
 
     def problem(self, tensors: dict[str, Tensor]) -> str | None:
         """What else is wrong with statistics and rows of the right shapes, all finite; None if nothing is."""
-        for name in ("var", "count", "seen"):
+        for name in ("var", "count", "seen", *(["label_var"] if self.values else [])):
             if bool((tensors[name] < 0).any()):
                 return f"{name} holds a negative number"
         return None

@@ -36,7 +36,7 @@ class Counter(EventModel):
         super().__init__(schema, config, torch.zeros(len(schema.categories) * config.rows, 2))
         self.seed = seed
 
-    def probability(self, numbers: Tensor, rows: Tensor) -> Tensor:
+    def scores(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """See the base class."""
         return self.score(numbers, self.encode(rows))
 

@@ -13,6 +13,7 @@ from learners.models.base import LARGEST_LOGIT, EventModel
 LARGEST_FIRST_WEIGHT = (
     0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
 )
+LARGEST_OUTPUT = 1_000.0  # standard deviations: a value is always finite
 _NO_ROWS = torch.zeros(0, dtype=torch.int64)
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -26,6 +27,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class Net(EventModel):
     """logit = base rate + head(scaled numbers, one table row a field); the probability is its sigmoid.
 
+    Where values are predicted, head says how many standard deviations of the labels from their mean. So what it has
+    to learn is of a size that steps are made for, whatever the label's unit, and follows a stream whose level moves.
+
     A field is a category or a block of ids, of which the head sees the mean over its places. A family gives `head`
     and the table's width, and creates its layers by `linear`.
     """
@@ -37,7 +41,7 @@ class Net(EventModel):
         super().__init__(schema, config, first_rows(seed, rows, width))
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
-        self.loss = loss_of(config)
+        self.loss = loss_of(config, schema.target)
         self.blocks = [block for block in schema.blocks if block.embedded]
         if config.table == "exact":
             from learners.models.vocabulary import Vocabulary  # only who has one waits for the compiler
@@ -52,8 +56,11 @@ class Net(EventModel):
             weight.uniform_(-bound, bound, generator=self.generator)
         return Linear(weight)
 
-    def probability(self, numbers: Tensor, rows: Tensor) -> Tensor:
+    def scores(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """See the base class."""
+        if self.values:
+            said = self.logits(numbers, rows).clamp_(-LARGEST_OUTPUT, LARGEST_OUTPUT)
+            return self.label_mean + self.unit * said
         return torch.sigmoid(self.logits(numbers, rows).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
@@ -110,7 +117,9 @@ class Net(EventModel):
         return torch.from_numpy(admitted), torch.from_numpy(evicted)
 
     def base_rate(self) -> Tensor:
-        """The logit of the share of positives among the first rows."""
+        """The logit of the share of positives among the first rows; of values 0, their mean."""
+        if self.values:
+            return torch.zeros_like(self.label_mean)
         return torch.log((self.seen[1] + 1.0) / (self.seen[0] + 1.0))
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
@@ -118,16 +127,18 @@ class Net(EventModel):
         raise NotImplementedError
 
     def beside(self, scaled: Tensor) -> Tensor:
-        """Scaled numbers [n, N] and, as further numbers, how far `recent` is from the base rate [n, N + E]."""
+        """Scaled numbers [n, N] and, as further numbers, how far `recent` is from what is usual [n, N + E]."""
         if not len(self.recent):
             return scaled
+        if self.values:
+            return torch.cat((scaled, self.recent.expand(len(scaled), -1)), 1)
         rate = (self.seen[1] + 1.0) / (self.seen.sum() + 2.0)
         recent = (self.recent - rate) * torch.rsqrt(rate * (1.0 - rate))
         return torch.cat((scaled, recent.expand(len(scaled), -1)), 1)
 
     def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
         """What a step makes smaller: the mean loss of rows [n] with weights [n] (None: all 1), a scalar."""
-        return self.loss(self.logits(numbers, rows), label, weight)
+        return self.loss(self.logits(numbers, rows), self.scaled(label), weight)
 
 
 class Linear(nn.Module):

@@ -16,8 +16,10 @@ METRICS = {
     "average_precision": "average precision",
     "log_loss": "log loss",
     "ece": "calibration error",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "share of variance explained",
 }
-SMALLER_IS_BETTER = {"log_loss", "ece"}
 FROZEN, CONTINUOUS, SERVED, CHAMPION = "frozen", "continuous", "served", "champion"
 COMPARED = (FROZEN, CONTINUOUS, CHAMPION, SERVED)
 BINS = 120  # of event time and of wall-clock time: as many as a plot can show

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from infra.clickhouse import Archive, create_tables
+from learners.target import SMALLER_IS_BETTER
 from streams.report.curves import ARM_NAMES, arm_class, curves_chart, curves_data
-from streams.report.data import CHAMPION, FROZEN, METRICS, SMALLER_IS_BETTER, Entry, History, read_history
+from streams.report.data import CHAMPION, FROZEN, METRICS, Entry, History, read_history
 from streams.report.plots import HEAT_COLUMNS, HEAT_STEPS, heat_chart, latency_chart, rate_chart, rate_data
 from streams.report.style import CSS, JS
 from streams.report.summary import summary

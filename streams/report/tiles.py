@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from learners.target import SMALLER_IS_BETTER
 from streams.report.curves import ARM_NAMES
-from streams.report.data import COMPARED, FROZEN, METRICS, SMALLER_IS_BETTER, History
+from streams.report.data import COMPARED, FROZEN, METRICS, History
 from streams.report.svg import tag
 from streams.report.words import count, milliseconds, number, signed
 

@@ -23,8 +23,9 @@ from learners.drift import DriftConfig
 from learners.entries import Steered
 from learners.prequential import log_loss
 from learners.registry import Registry
-from learners.rollback import Guard, GuardConfig, Scored, histogram
+from learners.rollback import Guard, GuardConfig, Scored
 from learners.slot import Slot, encode_full
+from learners.target import BINARY
 from learners.trainer import Trainer
 from learners.verdict import PairedTest
 from streams.control import Command, Control
@@ -185,7 +186,7 @@ class Reports(Control):
 def served_badly(reason: str, *, broken: int = 0, far: bool = False, slow: int = 0) -> str:
     """What a learner does at once when a worker says how it serves a new champion."""
     arena, usual = swapped(), np.random.default_rng(1).beta(2, 8, 3_000)
-    counts = [tuple(histogram(scores).tolist()) for scores in (usual, 1.0 - usual if far else usual)]
+    counts = [tuple(BINARY.histogram(scores).tolist()) for scores in (usual, 1.0 - usual if far else usual)]
     before, after = Scored(3_000, 0, 30, 0, counts[0]), Scored(3_000, broken, 30, slow, counts[1])
     control = Reports(Report("t", "w", "L1.5", 1, scored=before))
     store = Blobs(f"memory://{uuid4().hex}")

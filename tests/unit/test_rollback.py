@@ -10,7 +10,8 @@ from learners.arena import Arena, Decision, Event
 from learners.batch import ModelConfig
 from learners.challenger import Challenger
 from learners.drift import DriftConfig
-from learners.rollback import Guard, GuardConfig, Scored, Served, histogram, stability
+from learners.rollback import Guard, GuardConfig, Scored, Served, stability
+from learners.target import BINARY
 from learners.trainer import Trainer
 from tests.learner_rows import CONFIG, SCHEMA, rows
 
@@ -183,7 +184,7 @@ def test_collapsed_scores_are_noticed_without_labels_and_usual_change_is_not():
 
 
 def test_stability_of_the_same_scores_is_zero():
-    counts = histogram(np.random.default_rng(1).random(10_000))
+    counts = BINARY.histogram(np.random.default_rng(1).random(10_000))
     assert counts.sum() == 10_000
     assert stability(counts, counts) == 0.0
 

@@ -61,9 +61,9 @@ def test_a_value_is_watched_from_the_step_after_it_became_large() -> None:
     assert (segments.evidence(), segments.unproven) == ([], None)
     segments.update(step, np.zeros(50), np.ones(50))
     assert segments.evidence()[0]["n"] == 0
-    assert segments.unproven == "where shop is 1, log loss 0.0000 against 0.0000 on 0 examples"
+    assert segments.unproven == "where shop is 1, loss 0.0000 against 0.0000 on 0 examples"
     segments.update(step, np.zeros(50), np.ones(50))
-    assert segments.harmed == "where shop is 1, log loss 1.0000 against 0.0000 on 50 examples"
+    assert segments.harmed == "where shop is 1, loss 1.0000 against 0.0000 on 50 examples"
     assert segments.evidence()[0]["mean_difference"] == -1.0
 
 
@@ -135,7 +135,7 @@ def test_a_winner_that_harms_a_large_segment_is_not_promoted_and_the_decision_sa
     assert judged((), turned)[0].action == "promote"
     [decision] = judged(("shop",), turned)
     assert (decision.action, decision.lineage) == ("reject", "L2")
-    assert "does harm where shop is 1, log loss" in decision.reason
+    assert "does harm where shop is 1, loss" in decision.reason
     assert decision.evidence["mean_difference"] > 0.0
     harm = {each["segment_value"]: each["e_value_harm"] for each in decision.evidence["segments"]}
     assert harm[1] > 300 > harm[2]

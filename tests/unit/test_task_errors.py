@@ -35,7 +35,7 @@ def complaint(old: str, new: str) -> str:
             25,
             "unknown key label.dealy",
             'did you mean "delay"? keys here are field, id, time, delay, window, missing, late, late_for, '
-            "in_memory",
+            "in_memory, min, max",
         ),
         (
             "[serving]",

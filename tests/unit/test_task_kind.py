@@ -1,0 +1,105 @@
+"""What a task file may say of a task that is not binary, and the words about what it may not."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from streams.task import Task
+from streams.task_parse import parse_task
+from tests.kind_streams import RIDES
+
+VALUES = RIDES.replace("KIND", "regression").replace("METRIC", "").replace("LABEL", "minutes")
+
+
+def parse(text: str) -> Task:
+    return parse_task(text, "my.toml", Path("/somewhere/my.toml"))
+
+
+def complaint(old: str, new: str) -> str:
+    assert old in VALUES
+    with pytest.raises(UserError) as caught:
+        parse(VALUES.replace(old, new, 1))
+    return str(caught.value)
+
+
+def test_a_regression_task() -> None:
+    task = parse(VALUES.replace('missing = "drop"', "missing = 0.1\nmin = 0\nmax = 600"))
+    assert (task.kind, task.metric, task.schema.target.kind) == ("regression", "rmse", "regression")
+    assert (task.label.min, task.label.max) == (0.0, 600.0)
+    assert task.label.missing == pytest.approx(0.1, abs=1e-8)
+    assert task.label.missing != 0.1  # it is the float32 that labels are compared with
+    assert task.schema_hash != parse(VALUES.replace("regression", "binary")).schema_hash
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "fix"),
+    [
+        ('"regression"', '"ranking"', 'my.toml:4: task.kind is "ranking"', "use one of binary, regression"),
+        (
+            'kind = "regression"',
+            'kind = "regression"\nmetric = "auc"',
+            'my.toml:5: task.metric "auc" is one of binary tasks, and this is a regression task',
+            'use rmse, mae, r2, or write kind = "binary"',
+        ),
+        (
+            'kind = "regression"',
+            'metric = "rmse"',
+            'my.toml:4: task.metric "rmse" is one of regression tasks, and this is a binary task',
+            'use auc, average_precision, or write kind = "regression"',
+        ),
+        ('missing = "drop"', "", "my.toml:17: label.missing is missing", 'or missing = "drop" (learn nothing from it)'),
+        ('missing = "drop"', 'missing = "zero"', 'label.missing is "zero"', 'use a number or "drop"'),
+        ('missing = "drop"', "missing = true", "label.missing is true", 'use a number or "drop"'),
+        ('missing = "drop"', "missing = 1e16", "label.missing is 1e+16", 'use a number or "drop"'),
+        (
+            'missing = "drop"',
+            "missing = 0\nmin = 1",
+            "label.missing is 0, which label.min and label.max refuse as a label",
+            'use a number within these bounds or "drop"',
+        ),
+        ('missing = "drop"', 'missing = "drop"\nmin = 2\nmax = 1', "label.max = 1 is below min = 2", "swap the two"),
+        (
+            '"mlp"',
+            '"knn"',
+            "my.toml:28: model: family 'knn' counts zeros and ones and cannot learn a regression task",
+            "use one of dcn, deepfm, logistic, mlp, two_tower",
+        ),
+        (
+            '"mlp"',
+            '"svm"',
+            "family 'svm' learns which side a row is on and cannot learn a regression task",
+            "use one of dcn",
+        ),
+        (
+            '"mlp"',
+            '"mlp"\nloss = "focal"',
+            "my.toml:29: model: loss 'focal' is for labels of 0 and 1, and this is a regression task",
+            "use one of auto, mse, mae, huber",
+        ),
+        (
+            "[challenger]",
+            "[challenger]\npositive_weight = 2.0",
+            "challenger: positive_weight has no meaning in a regression task",
+            "leave it out",
+        ),
+        (
+            "[challenger]",
+            "[guard]\nmax_bias = 0.2\n[challenger]",
+            "guard.max_bias has no effect in a regression task",
+            "remove this line",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_with_its_line_and_the_fix(
+    old: str, new: str, message: str, fix: str
+) -> None:
+    said = complaint(old, new)
+    assert message in said
+    assert fix in said
+
+
+def test_bounds_of_labels_are_for_values_only() -> None:
+    text = VALUES.replace("regression", "binary").replace('missing = "drop"', "missing = 0\nmin = 0")
+    with pytest.raises(UserError, match=r"label\.min has no meaning in a binary task"):
+        parse(text)

@@ -288,6 +288,10 @@ def open_archive(url: str) -> Archive:
 
 
 def create_tables(archive: Archive) -> None:
-    """Makes the tables that are not there; keeps the others as they are."""
+    """Makes the tables that are not there; the others only get the columns that they lack."""
     for table in TABLES.values():
         archive.execute(table.create_sql())
+        there = {name for name, *_ in archive.query(f"DESCRIBE TABLE {table.name}")}
+        for column in table.names:
+            if column not in there:
+                archive.execute(table.add_sql(column))

@@ -64,6 +64,10 @@ class Table:
             f" ENGINE = ReplacingMergeTree({self.newest}) ORDER BY ({', '.join(self.key)})"
         )
 
+    def add_sql(self, column: str) -> str:
+        """The statement that gives a table that was made before a column to it."""
+        return f"ALTER TABLE {self.name} ADD COLUMN {column} {self.type_of(column)}"
+
 
 def _table(name: str, *, key: str, newest: str, columns: str) -> Table:
     """A table from text: the key's columns, and for each type a line "Type: names"."""
@@ -121,8 +125,8 @@ _ALL = (
         key="task alert_id",
         newest="created_ms",
         columns="""
-        String: task alert_id detector level subject since_event_id version message
-        Float64: strength threshold
+        String: task alert_id detector level subject since_event_id version message features evidence
+        Float64: strength threshold severity
         Int64: since_ms event_ms created_ms""",
     ),
     _table(

@@ -3,8 +3,9 @@
 The detector of a rise of the loss is in learners/loss_drift.py, that of inputs and scores in learners/shift.py.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Policy = Literal["better", "always", "manual", "shadow"]
 POLICIES: tuple[Policy, ...] = ("better", "always", "manual", "shadow")
@@ -25,8 +26,13 @@ class DriftConfig:
     detectors: tuple[str, ...] = (
         "ranks",
     )  # what watches the loss; the first of them to fire raises the alert
-    false_alarms_per: int = 1_000_000  # "ranks": at most one false alarm in so many examples, on average
-    delta: float = 0.01  # chance of a false alarm: of ADWIN at a time, of all input columns in a window
+    false_alarms_per: int = (
+        1_000_000  # at most one false alarm in so many examples, on average: of "ranks", and
+    )
+    # another one of all columns of inputs, scores and their calibration together
+    delta: float = (
+        0.01  # chance of a false alarm of ADWIN at a time; of chance alone passing a PSI's threshold
+    )
     psi_threshold: float = 0.2  # PSI a column must pass, above its sampling noise and its own habit
     alpha: float = 0.01  # at most this share of alerts ends in a wrong promotion
     min_effect: float = 0.0005  # a challenger must be better, and a loss must rise, by more than this
@@ -65,13 +71,27 @@ class DriftConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Affected:
+    """A column that moved: by how much, from 0 to 1 (see `Alert`), and in words."""
+
+    name: str
+    severity: float
+    change: str  # such as "missing in 5.1 % of events instead of 0.0 %"
+
+
+@dataclass(frozen=True, slots=True)
 class Alert:
-    """One drift, noticed once. `strength` above `threshold` raised it; both are in the detector's unit."""
+    """One drift, noticed once. `strength` above `threshold` raised it; both are in the detector's unit.
+
+    `severity` is from 0 to 1. Of an input or the scores: the share of events whose value would have to be another one
+    for all to be as before (total variation distance). Of calibration: the part of the scores, or of the labels, that
+    is too much. Of the loss: the part of it that the rise made. 1 for steps that were rejected.
+    """
 
     alert_id: str  # "ranks-<labelled examples seen>": the same stream gives the same id after a restart
-    detector: str  # one of `DETECTORS`, "psi", or "rejected_steps"
+    detector: str  # one of `DETECTORS`, of `learners.shift.STATISTICS`, "calibration", or "rejected_steps"
     level: Literal["loss", "input", "score", "step"]
-    subject: str  # the column, "score", "log_loss", or the lineage whose steps were rejected
+    subject: str  # the column, "score", "calibration", "log_loss", or the lineage whose steps were rejected
     strength: float
     threshold: float
     since_event_id: str  # the first event of the newer regime, as far as the detector can tell
@@ -79,3 +99,6 @@ class Alert:
     event_ms: int  # event time of the newest example the alarm rests on
     version: str  # the live model when the alarm was raised
     message: str
+    severity: float = 1.0
+    features: tuple[Affected, ...] = ()  # the columns that moved, the worst first
+    details: Mapping[str, Any] = field(default_factory=dict)  # what it rests on, ready for JSON: large

@@ -20,6 +20,7 @@ MIN_BLOCKS = 2  # no change is placed nearer than this to an end of the history
 MOST_BLOCKS = 4_096  # the history: 131,072 examples
 KEPT_BLOCKS = 2_048  # what is left of it when it is full
 CONFIDENCE = 0.01  # of the cut that a change is measured by where it is placed
+SHOWN = 64  # blocks before the change whose losses an alert brings along
 LONG_AGO = -(2**62)  # before any event time
 
 Detector = RankDetector | RiverDetector
@@ -125,6 +126,7 @@ class LossDetector:
         self._forget(onset)
         for detector in self._detectors.values():
             detector.restart(self._sums)
+        history = sums[max(0, onset - SHOWN) :].round(5).tolist()
         quiet = self._seen < self._quiet_until or event_ms <= self._quiet_ms
         if quiet or rise <= self._config.min_effect:
             return []
@@ -144,6 +146,13 @@ class LossDetector:
                 event_ms=event_ms,
                 version=version,
                 message=message,
+                severity=round(rise / (before + rise), 4),
+                details={
+                    "block": BLOCK,
+                    "loss": [before, before + rise],
+                    "blocks": history,
+                    "onset": min(onset, SHOWN),
+                },
             )
         ]
 

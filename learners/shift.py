@@ -1,8 +1,13 @@
-"""Drift in what goes in and what comes out: PSI of every column and of the score, against the recent past."""
+"""Drift in what goes in and what comes out: every column and the score, against the recent past.
 
+Every eighth of a window is a block. A block gives each column some statistics (`STATISTICS`), and how strange they are
+among those of the blocks before is evidence (`learners.evidence`); an alarm also needs that the newest window moved by
+as much as counts (`learners.moved`).
+"""
+
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,271 +15,304 @@ from numpy.typing import NDArray
 
 from learners.batch import Batch, Schema
 from learners.drift import Alert, DriftConfig
-from learners.psi import Reference, psi, psi_noise, shares
+from learners.evidence import RankEvidence
+from learners.moved import Sides, affected
+from learners.packing import part, prefixed
+from learners.psi import Bins, psi_noise
+from learners.watched import SeenValues, Watched
 
-REFERENCE = 8  # windows that make a reference
-SMALLEST_REFERENCE = 4  # windows that will do after the start or an alert
-REFRESH = 4  # the reference is made anew from the newest windows after this many
-HABIT = 32  # windows whose PSI says what is usual for a column
+BLOCKS = 8  # of a window
+REFERENCE = 8 * BLOCKS  # blocks that make a reference
+SMALLEST_REFERENCE = 4 * BLOCKS  # blocks that will do after the start or an alert
+REFRESH = 4 * BLOCKS  # the reference is made anew from the blocks before the newest window after this many
+HABIT = 32  # windows that say what is usual for a column
 SMALLEST_HABIT = 8  # no alarm before this many
-COLD_START = SMALLEST_REFERENCE + SMALLEST_HABIT  # windows that a column must have had values in
+NEVER = 2**62  # the block in which a column has its first value, if it has none
 LESSON = 2  # alarms after which a column that alarms again and again must move further than before
-FADE = 0.5 ** (1 / 500)  # a lesson is worth half after 500 windows
+FADE = 0.5 ** (1 / (500 * BLOCKS))  # a lesson is worth half after 500 windows
+LEAST = 0.02  # change of the share of missing values, and share of new ones, that a column must pass
+STATISTICS = ("psi", "missing", "new_values")
+SHARE = 2.0  # all of this has half of the budget of false alarms; calibration has the other half
 
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Some rows of the watched columns: numbers and score float32 [n, N + 1], categories int64 [n, C], and
-    whose.
-    """
-
-    numbers: NDArray[np.float32]
-    categories: NDArray[np.int64]
-    ids: NDArray[np.str_]
-    times: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def known(self) -> NDArray[np.bool_]:
-        """Which columns [N + 1 + C] have any value here that is not missing."""
-        return np.concatenate([~np.isnan(self.numbers).all(axis=0), (self.categories != 0).any(axis=0)])
-
-    def slice(self, start: int, stop: int) -> "Rows":
-        """Rows start to stop, as a copy: a view would keep all of the batch alive."""
-        part = np.s_[start:stop]
-        return Rows(
-            self.numbers[part].copy(),
-            self.categories[part].copy(),
-            self.ids[part].copy(),
-            self.times[part].copy(),
-        )
-
-    @classmethod
-    def concat(cls, parts: Sequence["Rows"]) -> "Rows":
-        """All rows in order; at least one part."""
-        return cls(
-            np.concatenate([part.numbers for part in parts]),
-            np.concatenate([part.categories for part in parts]),
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.times for part in parts]),
-        )
+Floats = NDArray[np.float64]
 
 
 class ShiftDetector:
-    """Compares each full window of rows with the windows before it; one shift gives one alert.
+    """Compares what comes with the recent past; one shift gives one alert.
 
-    A column alarms when its PSI passes psi_threshold + sampling noise + habit. The noise is the level that
-    any of the columns passes by chance with probability `delta` in a window. The habit is twice the 90 %
-    quantile of the column's PSI in the last `HABIT` windows: a column that follows the time of day or still
-    fills up after a cold start moves in every window, and only a move that is large for it is news. The
-    reference follows the stream (it is made of the newest `REFERENCE` windows every `REFRESH` windows), so
-    slow growth is never a shift; a slow drift that hurts is left to the loss detector. An alert empties the
-    reference, since what comes next is the new normal.
+    Three statistics: the population stability index of each column and of the score; the change of the share of
+    missing values of each column; and of each category, the share of values that were never seen before the newest
+    window. An alarm needs both, of one statistic:
 
-    No alarm is possible in the first `COLD_START` = 12 windows, nor in the `SMALLEST_REFERENCE` windows after
-    an alert. The same holds for a column that gets its first values later, such as a rate of labels, which
-    nobody knows in the first days: that it begins is no shift. A shift large enough to show is seen when the
-    first window that lies wholly after its onset is full: at most two windows of examples after the onset.
+    * evidence: R of its ranks reaches the budget times the number of statistics. Without a change, while blocks are
+      exchangeable, that happens at most once in `false_alarms_per` examples on average, over all columns, calibration
+      included;
+    * effect: in the newest window it passes a threshold + habit. The threshold of PSI is `psi_threshold` + the noise
+      that any of the columns passes by chance with probability `delta`; of the others, `LEAST`. The habit is twice the
+      90 % quantile of what it was in the last `HABIT` windows: a column that follows the time of day or still fills up
+      after a cold start moves all the time, and only a move that is large for it is news.
+
+    The reference follows the stream (it is made of `REFERENCE` blocks every `REFRESH` blocks), so slow growth is never
+    a shift; a slow drift that hurts is left to the loss detector. An alert empties the reference, since what comes next
+    is the new normal.
+
+    No alarm is possible in the first 12 windows, nor in the 5 windows after an alert. A column that gets its first
+    values later, such as a rate of labels, which nobody knows in the first days, is watched once all of the reference
+    came after them: that it begins is no shift. A large shift is seen within about a window, a smaller one within two.
     """
 
     def __init__(self, schema: Schema, config: DriftConfig) -> None:
         self._config = config
+        self._block = math.ceil(config.window / BLOCKS)
         self._numbers = [i for i, name in enumerate(schema.numbers) if name not in config.ignore]
         self._categories = [i for i, name in enumerate(schema.categories) if name not in config.ignore]
-        self._columns = [*(schema.numbers[i] for i in self._numbers), "score"]
-        self._columns += [schema.categories[i] for i in self._categories]
         self._score_at = len(self._numbers)
-        nothing = Rows(
-            np.zeros((0, len(self._numbers) + 1), np.float32),
-            np.zeros((0, len(self._categories)), np.int64),
-            np.zeros(0, np.str_),
-            np.zeros(0, np.int64),
-        )
-        self._pending = nothing  # the window that is not yet full
-        self._windows: list[Rows] = []  # the full ones since the reference was emptied, newest last
-        self._reference: Reference | None = None
-        self._made_of = 0  # windows the reference was made of ...
-        self._age = 0  # ... and full windows since
-        self._habit: deque[NDArray[np.float64]] = deque(maxlen=HABIT)
-        self._score_habit = 0  # windows of the habit that are of the present model's scores
-        self._newest = np.zeros(0)  # values of the newest comparison
-        self._known = np.zeros(len(self._columns), np.int64)  # windows in which a column had a value
-        self._alarms = np.zeros(len(self._columns), np.int64)  # of each column so far ...
-        self._largest = np.zeros(len(self._columns))  # ... and the largest PSI among them, faded
-        self._seen = 0
-        self._quiet_until = 0
+        self.columns = [*(schema.numbers[i] for i in self._numbers), "score"]
+        self.columns += [schema.categories[i] for i in self._categories]
+        count, kinds = len(self.columns), len(self._categories)
+        self._of = np.concatenate(
+            [np.arange(count)] * 2 + [np.arange(count - kinds, count)]
+        )  # column of each
+        self._kind = np.repeat(np.arange(len(STATISTICS)), [count, count, kinds])  # and which statistic it is
+        self._pending = Watched.none(len(self._numbers) + 1, kinds)  # the block that is not yet full
+        self._blocks: list[Watched] = []  # the full ones since the reference was emptied, newest last
+        self._reference: Bins | None = None
+        self._shares = np.zeros(0)  # of the reference
+        self._made_of = 0  # blocks the reference was made of ...
+        self._age = 0  # ... and full blocks since its last one
+        # Of the newest blocks: what the reference makes of them [bins], and their shares of new values [categories].
+        self._histograms: deque[Floats] = deque(maxlen=BLOCKS)
+        self._new: deque[Floats] = deque(maxlen=BLOCKS)
+        self._base = np.zeros(len(self._of))  # thresholds without the habit
+        self._evidence, self._seen_values = RankEvidence(len(self._of)), SeenValues(kinds)
+        self._habit: deque[Floats] = deque(maxlen=HABIT + 1)
+        self._newest = np.zeros(0)  # PSI of the newest whole window
+        self._first = np.full(count, NEVER, np.int64)  # the block in which a column had its first value ...
+        self._able = np.zeros(len(self._of), np.bool_)  # ... and whether all of the reference came after it
+        self._alarms = np.zeros(len(self._of), np.int64)  # of each statistic so far ...
+        self._largest = np.zeros(len(self._of))  # ... and the largest effect among them, faded
+        self._counted = self._seen = self._quiet_until = 0  # blocks; rows; rows until which it is silent
 
     def psi(self) -> dict[str, float]:
         """PSI of each watched column in the newest full window that was compared; empty before the first."""
-        return dict(zip(self._columns, self._newest.tolist(), strict=True)) if len(self._newest) else {}
+        found = zip(self.columns, self._newest.tolist(), strict=True) if len(self._newest) else ()
+        return {name: value for name, value in found if math.isfinite(value)}
 
     def update(self, batch: Batch, scores: NDArray[np.floating[Any]], version: str) -> list[Alert]:
         """Feed a batch and its scores [n]. `version` is the live model's, for the alert."""
-        score = np.asarray(scores, np.float32)[:, None]
-        rows = Rows(
-            np.concatenate([batch.numbers[:, self._numbers], score], axis=1),
-            batch.categories[:, self._categories],
-            np.array(batch.event_ids, np.str_),
-            batch.event_ms,
+        numbers = np.concatenate(
+            [batch.numbers[:, self._numbers], np.asarray(scores, np.float32)[:, None]], axis=1
         )
-        pending = Rows.concat([self._pending, rows])
-        size = self._config.window
+        categories = batch.categories[:, self._categories]
+        rows = Watched(numbers, categories, np.array(batch.event_ids, np.str_), batch.event_ms)
+        pending = Watched.concat([self._pending, rows]) if len(self._pending) else rows
         alerts: list[Alert] = []
-        full = len(pending) // size * size
-        for start in range(0, full, size):
-            alerts += self._full_window(pending.slice(start, start + size), version)
+        full = len(pending) // self._block * self._block
+        for start in range(0, full, self._block):
+            alerts += self._full_block(pending.slice(start, start + self._block), version)
         self._pending = pending.slice(full, len(pending))
         return alerts
 
     def swapped(self) -> None:
         """Another model gives the scores from now on: what was normal, and what is usual, begins anew."""
         self._rebase()
-        self._score_habit = 0
+        for statistic in np.flatnonzero(self._of == self._score_at).tolist():
+            self._evidence.forget(statistic)
+            for window in self._habit:
+                window[statistic] = np.nan
 
     def _rebase(self) -> None:
         """Forget what was normal."""
-        self._windows, self._reference = [], None
+        for block in self._blocks[-BLOCKS:]:
+            self._seen_values.add(block.categories)
+        self._blocks, self._reference = [], None
         self._made_of = self._age = 0
+        self._histograms.clear()
+        self._evidence.restart()
 
-    def _full_window(self, window: Rows, version: str) -> list[Alert]:
-        """Compare, maybe alert, then let the window become part of the past."""
-        self._seen += len(window)
+    def _full_block(self, block: Watched, version: str) -> list[Alert]:
+        """Compare, maybe alert, then let the block become part of the past."""
+        self._seen += len(block)
+        self._counted += 1
         self._largest *= FADE
-        if self._reference is not None:
-            codes = self._reference.codes(window.numbers, window.categories)
-            seen = [shares(code, bins.count) for code, bins in zip(codes, self._reference.bins, strict=True)]
-            values = np.array(
-                [psi(now, then) for now, then in zip(seen, self._reference.shares, strict=True)]
-            )
-            self._newest = values
-            alerts = self._judge(self._reference, window, values, seen, version)
-            if alerts:
-                self._known += window.known()
-                self._rebase()  # this window may be half of each regime, so it is neither's reference
-                return alerts
-            self._habit.append(values)
-            self._score_habit += 1
-        self._known += window.known()
-        self._remember(window)
+        self._first[block.known() & (self._first == NEVER)] = self._counted
+        self._blocks.append(block)
+        self._new.append(self._seen_values.unseen(block.categories).mean(axis=0))
+        self._age += 1
+        if (reference := self._reference) is not None:
+            self._histograms.append(reference.histogram(reference.codes(block.numbers, block.categories)))
+            self._evidence.update(self._statistics(reference, self._histograms[-1], self._new[-1]))
+            if len(self._histograms) == BLOCKS:
+                effects = self._statistics(
+                    reference, np.sum(self._histograms, axis=0), np.mean(self._new, axis=0)
+                )
+                alerts = self._judge(reference, effects, version)
+                if alerts:
+                    self._rebase()  # the window may be half of each regime, so it is neither's reference
+                    return alerts
+                if self._counted % BLOCKS == 0:
+                    self._newest = effects[self._kind == 0]
+                    self._habit.append(effects)
+        self._remember()
         return []
 
-    def _remember(self, window: Rows) -> None:
-        """Keep the window, and make the reference anew when it is time."""
-        self._windows = [*self._windows, window][-(REFERENCE + REFRESH) :]
-        self._age += 1
-        enough = len(self._windows) >= SMALLEST_REFERENCE
-        if enough and (self._reference is None or self._age >= REFRESH):
-            self._made_of, self._age = min(len(self._windows), REFERENCE), 0
+    def _statistics(self, reference: Bins, histogram: Floats, new: Floats) -> Floats:
+        """The statistics [statistics] of one block or of the window: its histogram [bins], shares of new values."""
+        now = reference.shares(histogram)
+        missing = np.abs(now[reference.missing] - self._shares[reference.missing])
+        found = np.concatenate([reference.psi(now, self._shares), missing, new])
+        return np.where(self._able, found, np.nan)
+
+    def _remember(self) -> None:
+        """Make the reference anew when it is time; values become known when they have left the newest window."""
+        if len(self._blocks) > BLOCKS:
+            self._seen_values.add(self._blocks[-BLOCKS - 1].categories)
+        if self._reference is None and len(self._blocks) == SMALLEST_REFERENCE:
+            self._made_of, self._age = SMALLEST_REFERENCE, 0
             self._make_reference()
+        elif self._reference is not None and self._age == BLOCKS + REFRESH:
+            self._made_of, self._age = min(len(self._blocks) - BLOCKS, REFERENCE), BLOCKS
+            self._make_reference()
+        self._blocks = self._blocks[-(REFERENCE + REFRESH + BLOCKS) :]
 
     def _make_reference(self) -> None:
-        """From the `made_of` windows that end `age` windows ago, so that `load` can make the same one."""
-        if self._made_of:
-            end = len(self._windows) - self._age
-            rows = Rows.concat(self._windows[end - self._made_of : end])
-            self._reference = Reference(rows.numbers, rows.categories)
+        """From the `made_of` blocks that end `age` blocks ago, so that `load` can make the same one."""
+        self._reference = None
+        self._histograms.clear()
+        if not self._made_of:
+            return
+        end = len(self._blocks) - self._age
+        rows = Watched.concat(self._blocks[end - self._made_of : end])
+        self._able = (self._first <= self._counted - self._age - self._made_of + 1)[self._of]
+        made = self._reference = Bins(rows.numbers, rows.categories)
+        self._shares = made.shares(made.histogram(made.codes(rows.numbers, rows.categories)))
+        chance, size = self._config.delta / len(self.columns), self._block * BLOCKS
+        noise = {int(n): psi_noise(int(n), size, len(rows), chance) for n in np.unique(made.counts)}
+        least = [self._config.psi_threshold + noise[int(n)] for n in made.counts]
+        self._base = np.where(self._kind == 0, np.array(least)[self._of], LEAST)
+        for block in self._blocks[end:][-BLOCKS:]:
+            self._histograms.append(made.histogram(made.codes(block.numbers, block.categories)))
 
-    def _thresholds(self, reference: Reference) -> NDArray[np.float64]:
-        """What each column must pass now [columns]."""
-        chance = self._config.delta / len(self._columns)
-        size = self._config.window
-        noise = [psi_noise(bins.count, size, reference.rows, chance) for bins in reference.bins]
-        habit = 2.0 * np.quantile(np.array(self._habit), 0.9, axis=0)
+    def _thresholds(self) -> Floats:
+        """What each statistic of the newest window must pass now; infinite where it may not alarm."""
+        habit = np.array(self._habit)[:-1]  # the newest may be of a shift that has begun
+        known = np.isfinite(habit).sum(axis=0) >= SMALLEST_HABIT
+        thresholds = np.full(len(self._of), np.inf)
+        usual = 2.0 * np.nanquantile(habit[:, known], 0.9, axis=0)
         lesson = np.where(self._alarms >= LESSON, 1.5 * self._largest, 0.0)
-        thresholds: NDArray[np.float64] = self._config.psi_threshold + np.array(noise) + habit + lesson
-        thresholds[self._known < COLD_START] = np.inf
-        if self._score_habit < SMALLEST_HABIT:
-            thresholds[self._score_at] = np.inf
+        thresholds[known] = (self._base + lesson)[known] + usual
         return thresholds
 
-    def _judge(
-        self,
-        reference: Reference,
-        window: Rows,
-        values: NDArray[np.float64],
-        seen: Sequence[NDArray[np.float64]],
-        version: str,
-    ) -> list[Alert]:
-        """At most one alert: the column that passes its threshold by most; the others are named in the
-        message.
-        """
-        if len(self._habit) < SMALLEST_HABIT or self._seen < self._quiet_until:
+    def _judge(self, reference: Bins, effects: Floats, version: str) -> list[Alert]:
+        """At most one alert: of the statistic that passes its threshold by most; all columns that did are in it."""
+        if len(self._habit) <= SMALLEST_HABIT or self._seen < self._quiet_until:
             return []
-        thresholds = self._thresholds(reference)
-        order = np.argsort(-values / thresholds, kind="stable")
-        passed = [int(column) for column in order if values[column] > thresholds[column]]
-        if not passed:
+        evidence = self._evidence.values
+        limit = SHARE * self._config.false_alarms_per / self._block * len(self._of)
+        if evidence.max() < limit:
+            return []
+        thresholds = self._thresholds()
+        passed = effects > thresholds  # false where it is not a number
+        alarmed = passed & (evidence >= limit)
+        if not alarmed.any():
             return []
         self._quiet_until = self._seen + self._config.cooldown
         self._alarms[passed] += 1
-        self._largest[passed] = np.maximum(self._largest[passed], values[passed])
-        column = passed[0]
-        subject = self._columns[column]
-        since_id, since_ms = self._onset(
-            reference, window, column, np.log(seen[column] / reference.shares[column])
+        self._largest[passed] = np.maximum(self._largest[passed], effects[passed])
+        worst = int(np.argmax(np.where(alarmed, effects / thresholds, 0.0)))
+        return [self._alert(reference, effects, thresholds, passed, worst, version)]
+
+    def _alert(
+        self,
+        reference: Bins,
+        effects: Floats,
+        thresholds: Floats,
+        passed: NDArray[np.bool_],
+        worst: int,
+        version: str,
+    ) -> Alert:
+        end = len(self._blocks) - self._age
+        before = Watched.concat(self._blocks[max(0, end - self._made_of) : end])
+        newest = Watched.concat(self._blocks[-2 * BLOCKS :])
+        sides = Sides(reference, self._shares, before, newest, self._seen_values.unseen(newest.categories))
+        onset = sides.onset(int(self._of[worst]), self._kind[worst] == STATISTICS.index("new_values"))
+        columns = list(dict.fromkeys(self._of[passed].tolist()))
+        evidence = self._evidence.values
+        found, details = affected(sides, onset, columns, self.columns)
+        values = {
+            f"{STATISTICS[self._kind[i]]}.{self.columns[self._of[i]]}": [
+                float(effects[i]) if np.isfinite(effects[i]) else None,
+                float(thresholds[i]) if np.isfinite(thresholds[i]) else None,
+                float(evidence[i]),
+            ]
+            for i in range(len(effects))
+        }
+        limit = SHARE * self._config.false_alarms_per / self._block * len(self._of)
+        detector = STATISTICS[self._kind[worst]]
+        subject = self.columns[self._of[worst]]
+        level: Literal["input", "score"] = "score" if self._of[worst] == self._score_at else "input"
+        first = next(each for each in found if each.name == subject)
+        message = "; ".join(f"{each.name} is {each.change}" for each in (first, *_others(found, subject)))
+        return Alert(
+            alert_id=f"{detector}-{self._seen}",
+            detector=detector,
+            level=level,
+            subject=subject,
+            strength=float(effects[worst]),
+            threshold=float(thresholds[worst]),
+            since_event_id=str(newest.ids[onset]),
+            since_ms=int(newest.times[onset]),
+            event_ms=int(newest.times[-1]),
+            version=version,
+            message=message,
+            severity=max(each.severity for each in found),
+            features=tuple(found),
+            details={
+                "block": self._block,
+                "evidence_needed": limit,
+                "effect_threshold_evidence": values,
+                "columns": details,
+            },
         )
-        others = ", ".join(self._columns[other] for other in passed[1:6])
-        message = f"{subject} moved: PSI {values[column]:.2f} against a threshold of {thresholds[column]:.2f}"
-        message += f"; also {others}" if others else ""
-        level: Literal["input", "score"] = "score" if column == self._score_at else "input"
-        return [
-            Alert(
-                alert_id=f"psi-{self._seen}",
-                detector="psi",
-                level=level,
-                subject=subject,
-                strength=float(values[column]),
-                threshold=float(thresholds[column]),
-                since_event_id=since_id,
-                since_ms=since_ms,
-                event_ms=int(window.times[-1]),
-                version=version,
-                message=message,
-            )
-        ]
-
-    def _onset(
-        self, reference: Reference, window: Rows, column: int, evidence: NDArray[np.float64]
-    ) -> tuple[str, int]:
-        """The most likely first row of the new regime, in the window before or this one.
-
-        `evidence` [bins] is the log ratio of the new share of each bin to the old one; the row from which its
-        sum to the end is largest is the maximum-likelihood change point.
-        """
-        rows = Rows.concat([*self._windows[-1:], window])
-        codes = reference.codes(rows.numbers, rows.categories)[column]
-        start = int(np.argmax(np.cumsum(evidence[codes][::-1])[::-1]))
-        return str(rows.ids[start]), int(rows.times[start])
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays of numbers and text; after `load` the detector goes on exactly as here."""
-        rows = Rows.concat([*self._windows, self._pending])
-        columns = len(self._columns)
-        return {
+        rows = Watched.concat([*self._blocks, self._pending])
+        counts = [self._counted, self._seen, self._quiet_until]
+        mine: dict[str, NDArray[Any]] = {
             "numbers": rows.numbers,
             "categories": rows.categories,
             "ids": rows.ids,
             "times": rows.times,
-            "known": self._known.copy(),
+            "first": self._first.copy(),
             "alarms": self._alarms.copy(),
             "largest": self._largest.copy(),
             "newest": self._newest.copy(),
-            "habit": np.array(self._habit, np.float64).reshape(-1, columns),
-            "windows": np.array([len(self._windows), self._made_of, self._age], np.int64),
-            "counts": np.array([self._seen, self._quiet_until, self._score_habit], np.int64),
+            "habit": np.array(self._habit, np.float64).reshape(-1, len(self._of)),
+            "blocks": np.array([len(self._blocks), self._made_of, self._age], np.int64),
+            "counts": np.array(counts, np.int64),
+            "new": np.array(self._new, np.float64).reshape(len(self._new), len(self._categories)),
+            "seen": self._seen_values.state(),
         }
+        return mine | prefixed("evidence", self._evidence.state())
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state`, for a detector of the same schema and settings."""
-        rows = Rows(state["numbers"], state["categories"], state["ids"], state["times"])
-        windows, self._made_of, self._age = state["windows"].tolist()
-        self._seen, self._quiet_until, self._score_habit = state["counts"].tolist()
-        size = self._config.window
-        self._windows = [rows.slice(i * size, (i + 1) * size) for i in range(windows)]
-        self._pending = rows.slice(windows * size, len(rows))
-        self._habit = deque(state["habit"], maxlen=HABIT)
-        self._newest, self._known = state["newest"].copy(), state["known"].copy()
+        rows = Watched(state["numbers"], state["categories"], state["ids"], state["times"])
+        blocks, self._made_of, self._age = state["blocks"].tolist()
+        self._counted, self._seen, self._quiet_until = state["counts"].tolist()
+        size = self._block
+        self._blocks = [rows.slice(i * size, (i + 1) * size) for i in range(blocks)]
+        self._pending = rows.slice(blocks * size, len(rows))
+        self._habit = deque(state["habit"].copy(), maxlen=HABIT + 1)
+        self._newest, self._first = state["newest"].copy(), state["first"].copy()
         self._alarms, self._largest = state["alarms"].copy(), state["largest"].copy()
-        self._reference = None
+        self._new = deque(state["new"], maxlen=BLOCKS)
+        self._seen_values.load(state["seen"])
+        self._evidence.load(part("evidence", state))
         self._make_reference()
+
+
+def _others(found: Sequence[Any], subject: str) -> list[Any]:
+    """The next worst columns, five at most."""
+    return [each for each in found if each.name != subject][:5]

@@ -4,14 +4,16 @@ The fields are those of docs/schemas.md: times of the stream end in _time, times
 """
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import msgspec
 
+from infra.blobs import Blobs
 from infra.clock import now_ms
 from learners.arena import Decision, MetricRow
 from learners.drift import Alert
+from streams.alerts import keep_evidence
 from streams.task import Task
 from streams.topics import Topics
 
@@ -28,10 +30,10 @@ class Sender(Protocol):
 
 
 class Announcer:
-    """Sends what comes of a step, each kind to its topic."""
+    """Sends what comes of a step, each kind to its topic. What an alert rests on goes to `store` first."""
 
-    def __init__(self, task: Task, sender: Sender) -> None:
-        self._task, self._topics, self._sender = task, Topics.of(task), sender
+    def __init__(self, task: Task, sender: Sender, store: Blobs) -> None:
+        self._task, self._topics, self._sender, self._store = task, Topics.of(task), sender, store
         self._encode = msgspec.json.Encoder().encode
         self._psi: dict[str, float] = {}
 
@@ -39,7 +41,8 @@ class Announcer:
         """Send one event of the arena."""
         if isinstance(event, Alert):
             log.info("alert: %s", event.message)
-            self._send(self._topics.drift_alerts, event)
+            evidence = keep_evidence(self._store, self._task.name, event)
+            self._send(self._topics.drift_alerts, replace(event, details={}), evidence=evidence)
         elif isinstance(event, Decision):
             log.info("%s %s: %s", event.action, event.lineage, event.reason)
             self._send(self._topics.audit, event)
@@ -55,7 +58,7 @@ class Announcer:
         value = self._encode({"task": self._task.name, **times, "psi": psi})
         self._sender.send(self._topics.feature_drift, value=value, key=self._task.name.encode())
 
-    def _send(self, topic: str, event: Alert | Decision | MetricRow) -> None:
-        record = {_NAMES.get(name, name): value for name, value in asdict(event).items()}
-        record = {"task": self._task.name, "created_at": now_ms()} | record
+    def _send(self, topic: str, event: Alert | Decision | MetricRow, **more: str) -> None:
+        record = {_NAMES.get(name, name): value for name, value in asdict(event).items() if name != "details"}
+        record = {"task": self._task.name, "created_at": now_ms()} | record | more
         self._sender.send(topic, value=self._encode(record), key=self._task.name.encode())

@@ -42,7 +42,7 @@ LABELS = ("task", "event_id", "label", "event_ms", "known_ms", "served", "versio
 VERSIONS = ("task", "version", "lineage", "refresh", "kind", "bytes", "sha256", "event_ms", "created_ms")
 ALERTS = (
     "task", "alert_id", "detector", "level", "subject", "strength", "threshold", "since_event_id", "since_ms",
-    "event_ms", "created_ms", "version", "message",
+    "event_ms", "created_ms", "version", "message", "severity", "features", "evidence",
 )  # fmt: skip
 DECISIONS = (
     "task", "decision_id", "action", "lineage", "champion", "reason", "evidence", "event_ms", "created_ms",
@@ -114,6 +114,7 @@ def version_rows(task: str, record: Any) -> list[Row]:
 def alert_rows(record: Any) -> list[Row]:
     """One drift alert as a row of `alerts`."""
     a = json.loads(record.value)
+    a["features"] = json.dumps(a["features"])
     return [tuple(a[_JSON_NAMES.get(name, name)] for name in ALERTS)]
 
 

@@ -91,7 +91,9 @@ class Learner:
         self._steering = Steering(task.guard, costs, control, heads, registry) if control else None
         self._steered_ms = 0
         self._wanted = recipe_of(task, freeze_at_ms)
-        self.training = Training(self._wanted, self._ledger, publisher, Announcer(task, outlet), registry)
+        self.training = Training(
+            self._wanted, self._ledger, publisher, Announcer(task, outlet, store), registry
+        )
         self._reader = LabelledReader(source, task.model.batch_size, task.rows_hash, self.training.metrics)
         self._publisher = publisher
         self._saved = 0  # checkpoints

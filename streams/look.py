@@ -102,20 +102,25 @@ def models_show(
         _console.print(f"  {name}  {value}", markup=False)
 
 
-@drift.command("history")
-def drift_history(task: TaskOption = "clicks", kafka: KafkaOption = "", as_json: JsonOption = False) -> None:
-    """Tell every alarm and every decision that Kafka still has, in the order of event time."""
+def _history(task: Task, settings: Settings) -> list[Row]:
+    """Every alarm and every decision that Kafka still has, in the order of event time."""
     from infra.kafka import read_all
     from streams.topics import Topics
 
-    loaded, settings = load_task(task), connected(kafka)
-    topics = Topics.of(loaded)
+    topics = Topics.of(task)
     rows = [
         json.loads(record.value or b"{}")
         for topic in (topics.drift_alerts, topics.audit)
         for record in read_all(settings.kafka, topic)
     ]
     rows.sort(key=lambda row: (row["event_time"], "alert_id" not in row, row["created_at"]))
+    return rows
+
+
+@drift.command("history")
+def drift_history(task: TaskOption = "clicks", kafka: KafkaOption = "", as_json: JsonOption = False) -> None:
+    """Tell every alarm and every decision that Kafka still has, in the order of event time."""
+    rows = _history(load_task(task), connected(kafka))
     if as_json:
         _print_lines(rows)
         return
@@ -124,6 +129,54 @@ def drift_history(task: TaskOption = "clicks", kafka: KafkaOption = "", as_json:
         _console.print(f"{clock(row['event_time'])}  {kind:<9}  {text}", markup=False)
     if not rows:
         _console.print("no alarm and no decision so far")
+
+
+@drift.command("show")
+def drift_show(
+    alert_id: Annotated[str, typer.Argument(help="Such as psi-41250; `drift history --json` has them.")],
+    task: TaskOption = "clicks",
+    kafka: KafkaOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show an alarm: what moved and how much, since when, what was decided after it, and the evidence."""
+    from infra.blobs import Blobs
+    from streams.alerts import evidence_of
+
+    loaded, settings = load_task(task), connected(kafka)
+    rows = _history(loaded, settings)
+    told = [row for row in rows if row.get("alert_id") == alert_id]
+    if not told:
+        known = ", ".join(row["alert_id"] for row in rows if "alert_id" in row) or "none so far"
+        raise UserError(f"there is no alarm {alert_id!r}", f"alarms are {known}")
+    came = [row for row in rows if row.get("evidence", {}) and _followed(row, alert_id)]
+    store = Blobs(settings.blobs)
+    for row in told:
+        row["evidence_file"] = store.uri(row["evidence"]) if row.get("evidence") else None
+        row["evidence"] = evidence_of(store, row["evidence"]) if row.get("evidence") else None
+    if as_json:
+        _print_lines([row | {"decisions": came} for row in told])
+        return
+    for row in told:
+        _say_alarm(row)
+    for row in came:
+        _console.print(f"  {row['action']:<9}  {row['reason']}", markup=False)
+
+
+def _followed(row: Row, alert_id: str) -> bool:
+    return "action" in row and row["evidence"].get("alert_id") == alert_id
+
+
+def _say_alarm(row: Row) -> None:
+    _console.print(f"{clock(row['event_time'])}  {row['message']}", markup=False)
+    noticed = f"{row['detector']}: {row['strength']:.4g}, raised above {row['threshold']:.4g}"
+    _console.print(f"  {noticed}; severity {row['severity']:.2f}", markup=False)
+    since = f"event {row['since_event_id']} at {clock(row['since_time'])}"
+    _console.print(f"  since {since}, while {row['version']} was live", markup=False)
+    for each in row["features"]:
+        _console.print(f"  {each['severity']:.2f}  {each['name']} is {each['change']}", markup=False)
+    if row["evidence_file"]:
+        gone = "" if row["evidence"] is not None else " (not there any more)"
+        _console.print(f"  evidence  {row['evidence_file']}{gone}", markup=False)
 
 
 @predictions.command("tail")

@@ -113,6 +113,12 @@ class ArchiveContract:
         archive.insert("alerts", ["task", "message"], [["t"], ["bad \ud800 text"]])
         assert archive.query("SELECT message FROM alerts") == [("bad ? text",)]
 
+    def test_a_table_that_was_made_before_a_column_gets_it(self, archive: Archive) -> None:
+        archive.execute("ALTER TABLE alerts DROP COLUMN severity")
+        create_tables(archive)
+        archive.insert("alerts", ["task", "severity"], [["t"], [0.25]])
+        assert archive.query("SELECT severity FROM alerts") == [(0.25,)]
+
     def test_no_rows_is_no_insert(self, archive: Archive) -> None:
         archive.insert("labels", ["task", "label", "event_ms"], [[], [], np.array([])])
         assert archive.query("SELECT count() FROM labels") == [(0,)]

@@ -64,6 +64,8 @@ def story(hurt: str) -> tuple[list[Row], list[Row]]:
     alert: Row = {"alert_id": "adwin-240", "detector": "adwin", "level": "loss", "subject": f"log_loss{hurt}"}
     alert |= {"strength": 0.2, "threshold": 0.1, "since_event_id": f"e205{hurt}", "since_ms": at(205)}
     alert |= {"event_ms": at(240), "version": f"L1{hurt}.4", "message": f"log loss rose{hurt}"}
+    moved = {"name": f"amount{hurt}", "severity": 0.6, "change": f"about 100 times larger{hurt}"}
+    alert |= {"severity": 0.4, "features": json.dumps([moved]), "evidence": f"alerts/t/adwin-240{hurt}.json"}
     evidence = {
         "alert_id": "adwin-240",
         "kind": "warm",

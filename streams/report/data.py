@@ -168,7 +168,7 @@ def _read_entries(archive: Archive, history: History, where: str) -> None:
         (
             "alerts",
             "alert_id detector level subject strength threshold since_event_id since_ms event_ms version message"
-            " created_ms",
+            " severity features evidence created_ms",
         ),
         ("decisions", "decision_id action lineage champion reason evidence event_ms created_ms"),
     ):
@@ -178,7 +178,9 @@ def _read_entries(archive: Archive, history: History, where: str) -> None:
     # As they were made: partitions are not equally far, so event times go back and forth a little.
     rows.sort(key=lambda row: (row["created_ms"], row["event_ms"], "decision_id" in row))
     for row in rows:
-        if "evidence" in row:
+        if "alert_id" in row:
+            row["features"] = _features(row["features"])
+        else:
             row["evidence"] = _evidence(row["evidence"])
     history.entries = [Entry(i, row["event_ms"], row) for i, row in enumerate(rows, 1)]
 
@@ -189,6 +191,14 @@ def _evidence(text: str) -> dict[str, Any]:
     except ValueError:
         evidence = text
     return evidence if isinstance(evidence, dict) else {"evidence": evidence}
+
+
+def _features(text: str) -> list[dict[str, Any]]:
+    try:
+        features = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [each for each in features if isinstance(each, dict)] if isinstance(features, list) else []
 
 
 def _read_counts(archive: Archive, history: History, where: str) -> None:

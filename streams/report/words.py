@@ -16,6 +16,9 @@ DETECTORS = {
     "eddm": "EDDM on the errors",
     "kswin": "KSWIN on the loss",
     "psi": "population stability index",
+    "missing": "share of missing values",
+    "new_values": "share of values never seen before",
+    "calibration": "calibration error",
 }
 SAID = ("command_id", "worker", "has", "late_ms", "version")  # what the reason says already, or nobody reads
 ACTIONS = {
@@ -126,8 +129,16 @@ def alert_evidence(row: Mapping[str, Any]) -> list[str]:
     """How strong it was, since when, and who noticed."""
     unit = " nats" if row["level"] == "loss" else ""
     detector = DETECTORS.get(row["detector"], row["detector"])
+    moved = [
+        f"{each.get('name')} is {each.get('change')} (severity {number(float(each.get('severity', 0)))})"
+        for each in row["features"]
+    ]
+    kept = [f"what it rests on is in {row['evidence']}"] if row["evidence"] else []
     return [
+        f"severity {number(row['severity'])}, from 0 to 1",
         f"{detector}: {number(row['strength'])}{unit}, raised above {number(row['threshold'])}{unit}",
+        *moved,
+        *kept,
         f"since event {row['since_event_id']} at {moment(row['since_ms'])}, while {row['version']} was live",
     ]
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from infra.blobs import Blobs
 from infra.clickhouse import Archive, create_tables, open_archive
 from infra.tables import TABLES
 from learners import challenger as trial
@@ -84,7 +85,7 @@ class Sent:
 def sent_by_learner() -> dict[str, dict[str, Any]]:
     """Topic -> the record that the learner sends there."""
     sent = Sent()
-    announcer = Announcer(CLICKS, sent)
+    announcer = Announcer(CLICKS, sent, Blobs("memory://schemas"))
     for event in (ALERT, DECISION, METRIC):
         announcer.tell(event)
     announcer.tell_feature_drift({"column": 1.0}, 5)

@@ -1,5 +1,8 @@
 """The input and score detector: silent where nothing changed, quick where something did, exact restarts."""
 
+import json
+import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,14 +11,15 @@ import pytest
 from learners.batch import Batch, Schema
 from learners.drift import Alert, DriftConfig
 from learners.packing import pack, unpack
-from learners.psi import CategoryBins, NumberBins, psi, psi_noise, shares
-from learners.shift import SMALLEST_HABIT, SMALLEST_REFERENCE, ShiftDetector
+from learners.psi import Bins, psi_noise
+from learners.shift import BLOCKS, SMALLEST_HABIT, SMALLEST_REFERENCE, ShiftDetector
 
 NUMBERS = ("amount", "count_7d", "mean_7d", "night", "hour_sin", "seldom")
 SCHEMA = Schema(NUMBERS, ("country", "device"), "t")
 CONFIG = DriftConfig()
 DAY_MS, EVENTS_A_DAY, CUSTOMERS = 86_400_000, 5_000, 400
 WINDOW = CONFIG.window
+FIRST = SMALLEST_REFERENCE // BLOCKS  # windows until there is a reference
 
 
 @cache
@@ -70,7 +74,7 @@ def feed(detector: ShiftDetector, batch: Batch, scores: np.ndarray, step: int = 
 
 
 def seen_at(alert: Alert) -> int:
-    return int(alert.alert_id.removeprefix("psi-"))
+    return int(alert.alert_id.rpartition("-")[2])
 
 
 def test_no_alarm_on_a_stationary_stream_with_a_cold_start_and_a_daily_cycle() -> None:
@@ -140,6 +144,46 @@ def test_a_new_frequent_category_is_an_alert_though_the_column_has_thousands_of_
     assert seen_at(alert) <= 22_000
 
 
+def test_a_value_never_seen_before_in_a_tenth_of_events_is_said() -> None:
+    batch, scores = payments(0, 24_000)
+    categories = batch.categories.copy()
+    new = np.random.default_rng(0).random(24_000) < 0.1
+    new[:20_000] = False
+    categories[new, 0] = 0x5DEECE66D
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), replace(batch, categories=categories), scores)
+    assert (alert.detector, alert.subject, alert.level) == ("new_values", "country", "input")
+    assert 20_000 < seen_at(alert) <= 21_000
+    assert abs(int(alert.since_event_id[1:]) - 20_000) <= 100
+    assert re.fullmatch(r"country is a value never seen before in (9|1[0-2])\..% of events", alert.message)
+    assert alert.severity == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_few_missing_values_where_there_were_none_are_said() -> None:
+    batch, scores = payments(0, 24_000)
+    gone = np.random.default_rng(0).random(4_000) < 0.05
+    holes = changed(batch, 20_000, "amount", np.where(gone, np.nan, batch.numbers[20_000:, 0]))
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), holes, scores)
+    assert (alert.detector, alert.subject) == ("missing", "amount")
+    assert 20_000 < seen_at(alert) <= 21_500
+    assert "of events instead of 0.0%" in alert.message
+
+
+def test_the_alert_says_that_the_units_changed_and_carries_its_evidence() -> None:
+    batch, scores = payments(0, 24_000)
+    cents = changed(batch, 20_000, "amount", batch.numbers[20_000:, 0] * 100)
+    (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), cents, scores)
+    assert alert.message == "amount is about 100 times larger"
+    assert alert.features[0].name == "amount"
+    assert alert.features[0].severity == alert.severity > 0.5
+    details = json.loads(json.dumps(alert.details))
+    effect, threshold, evidence = details["effect_threshold_evidence"]["psi.amount"]
+    assert (effect, threshold) == (alert.strength, alert.threshold)
+    assert evidence >= details["evidence_needed"] == 2 * CONFIG.false_alarms_per / 125 * 16
+    column = details["columns"]["amount"]
+    assert [sum(shares) for shares in column["shares"]] == pytest.approx([1.0, 1.0])
+    assert column["kolmogorov_smirnov"] > 0.5
+
+
 def test_moved_scores_alone_are_an_alert_on_the_score() -> None:
     batch, scores = payments(0, 30_000)
     moved = np.where(np.arange(30_000) < 20_000, scores, 3 * scores)
@@ -151,7 +195,8 @@ def test_several_columns_that_move_at_once_are_one_alert_that_names_them() -> No
     batch, scores = payments(0, 30_000)
     both = changed(changed(batch, 20_000, "amount", 1e6), 20_000, "seldom", 3.0)
     (alert,) = feed(ShiftDetector(SCHEMA, CONFIG), both, scores)
-    assert {alert.subject, *alert.message.split("also ")[1].split(", ")} == {"amount", "seldom"}
+    assert {each.name for each in alert.features} == {"amount", "seldom"}
+    assert alert.severity == alert.features[0].severity > alert.features[1].severity
 
 
 def test_the_clock_and_ignored_columns_are_not_watched() -> None:
@@ -164,9 +209,9 @@ def test_the_clock_and_ignored_columns_are_not_watched() -> None:
 def test_psi_of_the_newest_window_is_there_once_there_is_a_reference() -> None:
     batch, scores = payments(0, 30_000)
     watch = ShiftDetector(SCHEMA, CONFIG)
-    feed(watch, batch.slice(0, SMALLEST_REFERENCE * WINDOW), scores)
+    feed(watch, batch.slice(0, FIRST * WINDOW), scores)
     assert watch.psi() == {}
-    feed(watch, batch.slice(SMALLEST_REFERENCE * WINDOW, 12_000), scores[SMALLEST_REFERENCE * WINDOW :])
+    feed(watch, batch.slice(FIRST * WINDOW, 12_000), scores[FIRST * WINDOW :])
     values = watch.psi()
     assert set(values) == {*NUMBERS, "score", "country", "device"} - {"hour_sin"}
     assert all(0 <= value < 0.2 for name, value in values.items() if name in ("score", "country", "device"))
@@ -174,7 +219,7 @@ def test_psi_of_the_newest_window_is_there_once_there_is_a_reference() -> None:
 
 def test_no_alarm_before_the_habit_is_known_or_after_a_swap_has_reset_what_is_normal() -> None:
     batch, scores = payments(0, 30_000)
-    early = (SMALLEST_REFERENCE + SMALLEST_HABIT - 2) * WINDOW
+    early = (FIRST + SMALLEST_HABIT - 2) * WINDOW
     alerts = feed(ShiftDetector(SCHEMA, CONFIG), changed(batch, early - 500, "amount", 1e6), scores)
     assert alerts == []
     watch, moved = ShiftDetector(SCHEMA, CONFIG), changed(batch, 20_000, "amount", 1e6)
@@ -206,46 +251,52 @@ def test_a_restart_changes_nothing(stop: int) -> None:
 
 
 def test_psi_under_no_change_is_distributed_as_the_noise_says() -> None:
-    random, bins, current, reference = np.random.default_rng(0), 13, 1_000, 8_000
-    draws = np.array(
-        [
-            psi(
-                shares(random.integers(0, bins, current), bins),
-                shares(random.integers(0, bins, reference), bins),
-            )
-            for _ in range(4_000)
-        ]
-    )
-    assert draws.mean() == pytest.approx((bins - 1) * (1 / current + 1 / reference), rel=0.03)
-    for probability in (0.1, 0.01):
-        passed = np.mean(draws > psi_noise(bins, current, reference, probability))
-        assert passed == pytest.approx(probability, abs=3 * (probability / 4_000) ** 0.5)
+    random, current, reference = np.random.default_rng(0), 1_000, 8_000
+    numbers = random.random((reference, 40)).astype(np.float32)
+    nothing = np.zeros((reference, 0), np.int64)
+    bins = Bins(numbers, nothing)
+    before = bins.shares(bins.histogram(bins.codes(numbers, nothing)))
+    draws = []
+    for _ in range(100):
+        sample = random.random((current, 40)).astype(np.float32)
+        now = bins.shares(bins.histogram(bins.codes(sample, nothing[:current])))
+        draws += bins.psi(now, before).tolist()
+    assert bins.counts.tolist() == [13] * 40
+    assert np.mean(draws) == pytest.approx(12 * (1 / current + 1 / reference), rel=0.03)
+    assert np.mean(np.array(draws) > psi_noise(13, current, reference, 0.01)) < 0.01
+
+
+def coded(numbers: list[float], values: list[float]) -> list[int]:
+    """Bins of values of one number column whose reference is `numbers`."""
+    bins = Bins(np.array(numbers, np.float32)[:, None], np.zeros((len(numbers), 0), np.int64))
+    found = bins.codes(np.array(values, np.float32)[:, None], np.zeros((len(values), 0), np.int64))[:, 0]
+    assert bins.used[found].all()
+    return [int(code) for code in found]
 
 
 def test_number_bins() -> None:
-    values = np.arange(1_000, dtype=np.float32)
-    bins = NumberBins(values)
-    assert np.bincount(bins.codes(values), minlength=bins.count).tolist()[1:11] == pytest.approx(
-        [100] * 10, abs=1
-    )
-    outside = bins.codes(np.array([-5, 2_000, np.nan], np.float32))
-    assert len(set(outside.tolist()) & set(bins.codes(values).tolist())) == 0
-    constant = NumberBins(np.full(50, 3, np.float32))
-    assert len(set(constant.codes(np.array([2.9, 3, 3.1, np.nan], np.float32)).tolist())) == 4
-    unknown = NumberBins(np.full(50, np.nan, np.float32))
-    assert unknown.codes(np.array([1, np.nan], np.float32)).tolist() == [0, 1]
+    values = [float(i) for i in range(1_000)]
+    found = coded(values, values)
+    assert np.bincount(found, minlength=13).tolist()[1:11] == pytest.approx([100] * 10, abs=1)
+    outside = coded(values, [-5, 2_000, np.nan])
+    assert len(set(outside)) == 3
+    assert not set(outside) & set(found)
+    assert len(set(coded([3.0] * 50, [2.9, 3, 3.1, np.nan]))) == 4
+    assert len(set(coded([np.nan] * 50, [1, np.nan]))) == 2
 
 
 def test_category_bins() -> None:
-    values = np.repeat(np.arange(-3, 4, dtype=np.int64), 10)
-    bins = CategoryBins(values)
-    codes = bins.codes(values)
-    assert len(set(codes.tolist())) == 7  # six values and "missing"
-    rare = bins.codes(np.array([99, -(2**63), 2**63 - 1], np.int64))
-    assert not set(rare.tolist()) & set(codes.tolist())
-    assert rare.max() < bins.count
-    missing = CategoryBins(np.zeros(5, np.int64))
-    assert missing.codes(np.array([0, 8], np.int64)).tolist() == [0, 1]
+    values = np.repeat(np.arange(-3, 4, dtype=np.int64), 10)[:, None]
+    none = np.zeros((len(values), 0), np.float32)
+    bins = Bins(none, values)
+    codes = set(bins.codes(none, values).ravel().tolist())
+    assert len(codes) == 7  # six values and "missing"
+    rare = bins.codes(none[:3], np.array([[99], [-(2**63)], [2**63 - 1]], np.int64)).ravel()
+    assert not set(rare.tolist()) & codes
+    assert rare.max() < bins.total
+    assert bins.used[rare].all()
+    missing = Bins(none[:5], np.zeros((5, 1), np.int64))
+    assert bins.missing[0] == missing.codes(none[:1], np.array([[0]], np.int64))[0, 0]
 
 
 def test_the_reference_follows_slow_growth() -> None:

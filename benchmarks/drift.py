@@ -26,9 +26,13 @@ changes, the loss of `full` minus that of continuous is `loss_added_still` (nats
 asked after every event, promotes (`wrong_promotion_rate`; alpha is 0.01).
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +41,7 @@ from benchmarks import _drift_peers as peers
 from benchmarks._common import ROOT, finish, parser, table
 from benchmarks._drift_streams import MAKERS, Drifting, real
 
-LENGTH, QUICK_LENGTH = 6_000, 3_000  # rows of a stretch without a change, about
+LENGTH, QUICK_LENGTH = 4_000, 3_000  # rows of a stretch without a change, about
 WINDOW = 2_500
 HORIZON = 5_000
 PERIOD = 2_500
@@ -46,12 +50,14 @@ EVERY = (1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000)  # always-fire
 NULL_STREAMS, NULL_EVENTS = 10_000, 5_000
 POLICIES = ("full", "continuous", "periodic")
 Floats = NDArray[np.float64]
+Maker = Callable[[int, int], Drifting | None]  # of a seed and a length
 
 
-def policies(stream: Drifting, seed: int) -> dict[str, Floats]:
-    """Losses [rows] of what each policy served; and Driftline's alarms on the continuous model, see `watch`."""
+def replayed(stream: Drifting, seed: int) -> tuple[dict[str, Floats], peers.Alarms]:
+    """Losses [rows] of what each policy served; and Driftline's alarms on the model that learns continuously."""
     from learners.arena import Arena
     from learners.batch import ModelConfig
+    from learners.detectors import Detectors
     from learners.drift import DriftConfig
     from learners.prequential import log_loss
     from learners.trainer import Trainer
@@ -60,41 +66,24 @@ def policies(stream: Drifting, seed: int) -> dict[str, Floats]:
     rows, schema = stream.rows, stream.schema
     continuous, periodic = (Trainer(schema, model, seed, "L1", "cpu") for _ in range(2))
     arena = Arena(schema, model, challenger, DriftConfig(), seed, metrics_every=10**12, device="cpu")
-    served: dict[str, list[Floats]] = {"continuous": [], "periodic": [], "full": []}
+    detectors, found = Detectors(schema, DriftConfig()), dict[str, int]()
+    served: dict[str, list[Floats]] = {name: [] for name in POLICIES}
     warm = stream.changes[0][0] if stream.changes else len(rows) // 4
     trained = 0
     for start in range(0, len(rows), STEP):
         batch = rows.slice(start, min(start + STEP, len(rows)))
-        for name, arm in (("continuous", continuous), ("periodic", periodic), ("full", arena.champion)):
-            served[name].append(log_loss(batch.label, arm.score(batch.numbers, batch.categories)))
+        end = start + len(batch)
+        for name, arm in (("full", arena.champion), ("periodic", periodic), ("continuous", continuous)):
+            score = arm.score(batch.numbers, batch.categories)
+            served[name].append(log_loss(batch.label, score))
+        for alert in detectors.update(batch, score, served["continuous"][-1], continuous.version):
+            found.setdefault(alert.alert_id, end)
         continuous.train(batch)
         arena.observe(batch, created_ms=0)
-        end = start + len(batch)
         if end <= warm or end - trained >= PERIOD:
             periodic.train(rows.slice(trained, end))
             trained = end
-    return {name: np.concatenate(losses) for name, losses in served.items()}
-
-
-def watch(stream: Drifting, seed: int) -> tuple[Floats, peers.Alarms]:
-    """Losses [rows] of a model that learns all the time, and Driftline's alarms on it."""
-    from learners.batch import ModelConfig
-    from learners.detectors import Detectors
-    from learners.drift import DriftConfig
-    from learners.prequential import log_loss
-    from learners.trainer import Trainer
-
-    trainer = Trainer(stream.schema, ModelConfig(batch_size=STEP), seed, "L1", "cpu")
-    detectors = Detectors(stream.schema, DriftConfig())
-    losses, alarms = list[Floats](), dict[str, int]()
-    for start in range(0, len(stream.rows), STEP):
-        batch = stream.rows.slice(start, min(start + STEP, len(stream.rows)))
-        score = trainer.score(batch.numbers, batch.categories)
-        losses.append(log_loss(batch.label, score))
-        for alert in detectors.update(batch, score, losses[-1], trainer.version):
-            alarms.setdefault(alert.alert_id, start + len(batch))
-        trainer.train(batch)
-    return np.concatenate(losses), list(alarms.values())
+    return {name: np.concatenate(losses) for name, losses in served.items()}, list(found.values())
 
 
 def excess(stream: Drifting, losses: Mapping[str, Floats]) -> dict[str, float]:
@@ -109,11 +98,12 @@ def excess(stream: Drifting, losses: Mapping[str, Floats]) -> dict[str, float]:
     return {name: value / rows for name, value in total.items()}
 
 
-def alarms(stream: Drifting, seed: int) -> dict[str, peers.Alarms]:
-    """Alarms of everyone on one stream, by name; "ADWIN 0.002" is as it comes, "ADWIN 0.002 +" has our cooldown."""
+def alarms(losses: Floats, ours: peers.Alarms, seed: int) -> dict[str, peers.Alarms]:
+    """Alarms of everyone on one model's losses, by name; "ADWIN 0.002" is as it comes, "ADWIN 0.002 +" has our
+    cooldown.
+    """
     from learners.drift import DriftConfig
 
-    losses, ours = watch(stream, seed)
     values = {"loss": peers.scaled(losses), "error": (losses > np.log(2)).astype(np.float64)}
     found = {"driftline": ours}
     for name, settings in peers.BUDGETS.items():
@@ -124,7 +114,7 @@ def alarms(stream: Drifting, seed: int) -> dict[str, peers.Alarms]:
             found[f"{name} {setting:g}"] = raw
             found[f"{name} {setting:g} +"] = peers.spaced(raw, DriftConfig().cooldown)
     for every in EVERY:
-        found[f"always {every}"] = peers.always(len(stream.rows), every)
+        found[f"always {every}"] = peers.always(len(losses), every)
     return found
 
 
@@ -154,11 +144,40 @@ def wrong_promotions() -> float:
     return wrong / NULL_STREAMS
 
 
-def streams(seed: int, length: int, folder: Path) -> list[Drifting]:
-    """All streams of one seed."""
-    found = [make(seed, length) for make in MAKERS]
-    injected = real(folder, seed, length)
-    return found if injected is None else [*found, injected]
+def run(make: Maker, seed: int, length: int) -> dict[str, Any] | None:
+    """Everything about one stream and seed, as JSON holds it; None for a stream whose file is not there."""
+    stream = make(seed, length)
+    if stream is None:
+        return None
+    losses, ours = replayed(stream, seed)
+    if stream.changes:
+        cost = excess(stream, losses)
+    else:
+        cost = {name: float(each.mean()) for name, each in losses.items()}
+    found = alarms(losses["continuous"], ours, seed)
+    scores = {name: asdict(peers.score(rows, stream.changes, WINDOW)) for name, rows in found.items()}
+    return {"stream": stream.name, "seed": seed, "length": length, "cost": cost, "alarms": scores}
+
+
+def runs(seeds: int, length: int, folder: Path, record: Path | None) -> Iterator[dict[str, Any]]:
+    """`run` of all streams and seeds. What `record` has is not done again, and what is done is added to it."""
+    done = dict[tuple[int, int, int], dict[str, Any] | None]()
+    if record is not None and record.exists():
+        for line in record.read_text().splitlines():
+            key, result = json.loads(line)
+            done[tuple(key)] = result
+    makers: list[Maker] = [*MAKERS, partial(real, folder)]
+    for seed in range(seeds):
+        for number, make in enumerate(makers):
+            key = (length, seed, number)
+            if key not in done:
+                done[key] = run(make, seed, length)
+                if record is not None:
+                    with record.open("a") as file:
+                        file.write(json.dumps([key, done[key]]) + "\n")
+            result = done[key]
+            if result is not None:
+                yield result
 
 
 def best(f1: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> str:
@@ -166,7 +185,7 @@ def best(f1: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> str:
     return max(names, key=lambda name: float(f1[name].mean()))
 
 
-def measure(seeds: int, length: int, folder: Path) -> dict[str, float]:
+def measure(seeds: int, length: int, folder: Path, record: Path | None = None) -> dict[str, float]:
     """All figures; prints the tables."""
     import torch
 
@@ -174,18 +193,13 @@ def measure(seeds: int, length: int, folder: Path) -> dict[str, float]:
     found: dict[tuple[str, str], list[peers.Found]] = defaultdict(list)  # by detector and stream, one a seed
     after: dict[tuple[str, str], list[float]] = defaultdict(list)  # excess loss by policy and stream
     names: list[str] = []
-    for seed in range(seeds):
-        for stream in streams(seed, length, folder):
-            names += [stream.name] * (stream.name not in names)
-            for detector, rows in alarms(stream, seed).items():
-                found[detector, stream.name].append(peers.score(rows, stream.changes, WINDOW))
-            losses = policies(stream, seed)
-            if stream.changes:
-                added = excess(stream, losses)
-            else:
-                added = {name: float(each.mean()) for name, each in losses.items()}
-            for policy, value in added.items():
-                after[policy, stream.name].append(value)
+    for one in runs(seeds, length, folder, record):
+        name = one["stream"]
+        names += [name] * (name not in names)
+        for detector, counts in one["alarms"].items():
+            found[detector, name].append(peers.Found(**counts))
+        for policy, value in one["cost"].items():
+            after[policy, name].append(value)
     detectors = list(dict.fromkeys(detector for detector, _ in found))
     f1 = {  # [seeds], the mean over streams
         detector: np.array([[run.f1 for run in found[detector, name]] for name in names]).mean(axis=0)
@@ -292,10 +306,15 @@ def main() -> None:
     options.add_argument(
         "--data", type=Path, default=ROOT / "shared" / "data", help="folder of the real stream"
     )
+    options.add_argument(
+        "--record",
+        type=Path,
+        help="file that keeps each finished stream; a run that was stopped goes on from it",
+    )
     given = options.parse_args()
     seeds = given.seeds or (2 if given.quick else 20)
     length = QUICK_LENGTH if given.quick else LENGTH
-    finish(lambda: measure(seeds, length, given.data), given.json)
+    finish(lambda: measure(seeds, length, given.data, given.record), given.json)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import drift
 from benchmarks._common import ROOT, environment, finish, number, parser, scratch, table, write_json
 from infra.errors import UserError
 
@@ -135,3 +136,25 @@ def test_children_inherit_no_setting_of_ours(monkeypatch: pytest.MonkeyPatch) ->
     found = environment({"DRIFTLINE_DATA": "here"})
     assert found["DRIFTLINE_DATA"] == "here"
     assert not found.keys() & {"DRIFTLINE_KAFKA", "PYTHONDONTWRITEBYTECODE"}
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+
+    def run(maker: object, seed: int, length: int) -> dict[str, object] | None:
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append((seed, length))
+        return {"number": len(made)} if maker in drift.MAKERS else None  # there is no file of the real stream
+
+    monkeypatch.setattr(drift, "MAKERS", drift.MAKERS[:2])
+    monkeypatch.setattr(drift, "run", run)
+    record = tmp_path / "record"
+    with pytest.raises(KeyboardInterrupt):
+        list(drift.runs(2, 7, tmp_path, record))
+    made.clear()
+    assert [one["number"] for one in drift.runs(2, 7, tmp_path, record)] == [1, 2, 4, 5]
+    assert made == [(1, 7)]  # the one that was stopped
+    assert [one["number"] for one in drift.runs(1, 8, tmp_path, record)] == [2, 3]  # of another length

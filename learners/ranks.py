@@ -11,8 +11,9 @@ detection").
 A mean of such R is one too, so all tilts of the bet are tried at once; the scales of the blocks share the budget.
 
 All of this is proved up to the first change that is told. What a detector goes on with after it was chosen by looking:
-if it was a false fall, by luck low values. How far that may go is measured (docs/log.md): with restarts it says "a rise"
-0.65 and 0.8 times as often as the budget allows, of bell-shaped and of skewed values; with `FALL` at 10 it was 1.1 times.
+after a false fall, values that are low by luck. How far that may go is measured (docs/log.md): with restarts it says "a
+rise" 0.65 and 0.8 times as often as the budget allows, of bell-shaped and of skewed values; with `FALL` at 10 it did so
+1.1 times as often.
 
 Ranks do not care how heavy the tail of a loss is. The price: what is not exchangeable without being a drift, such as
 a time of day at which the loss is always higher, is a drift to this detector unless a block covers it.

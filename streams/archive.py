@@ -22,6 +22,7 @@ from infra.clickhouse import Archive
 from infra.clock import now_ms
 from streams.live import META
 from streams.membership import Membership
+from streams.predictions import score_of
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Outputs, committed_offsets
@@ -61,7 +62,7 @@ def prediction_rows(record: Any) -> list[Row]:
     source, lineage = p["source"], p["version"].partition(".")[0]
     return [
         (
-            p["task"], p["event_id"], p["score"], p["version"], lineage, p["event_time"], p["received_at"],
+            p["task"], p["event_id"], score_of(p), p["version"], lineage, p["event_time"], p["received_at"],
             p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"],
         )
     ]  # fmt: skip

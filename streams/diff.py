@@ -16,7 +16,6 @@ from streams.task import Task, load_task
 
 RECORDS = 200  # newest labelled records that are looked at ...
 ROWS = 4_000  # ... and rows of them
-MEASURES = ("n", "auc", "average_precision", "log_loss", "ece")
 TOP = 12  # columns that are printed
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -42,7 +41,8 @@ def models_diff(
     for name, (left, right) in found["config"].items():
         _console.print(f"* {name:<20}  {_plain(left):<28}  {_plain(right)}", markup=False)
     if found["importance"]:
-        _console.print(f"nats lost when a column is shuffled, on {found['rows']:,} recent labelled events:")
+        lost = "squared error gained" if found["kind"] == "regression" else "nats lost"
+        _console.print(f"{lost} when a column is shuffled, on {found['rows']:,} recent labelled events:")
     for name, (left, right) in list(found["importance"].items())[:TOP]:
         _console.print(f"  {name:<20}  {left:<+28.4f}  {right:+.4f}", markup=False)
 
@@ -66,6 +66,7 @@ def compare(task: Task, settings: Settings, first: str, second: str) -> dict[str
         },
         "importance": importance,
         "rows": rows,
+        "kind": task.kind,
     }
 
 
@@ -105,7 +106,7 @@ def _side(task: Task, settings: Settings, name: str, born: dict[str, Side]) -> S
         "seed": birth["seed"],
         "schema": birth["schema"][:8],
     }
-    facts |= {measure: metrics.get(measure) for measure in MEASURES}
+    facts |= {measure: metrics.get(measure) for measure in ("n", *task.schema.target.metrics)}
     return {"facts": facts, "config": birth["config"], "head": head}
 
 

@@ -14,30 +14,10 @@ from numpy.typing import NDArray
 from infra.clock import now_ms
 from streams import wire
 from streams.live import LiveModel
+from streams.predictions import Source, record_of
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Headers, Outputs
-
-
-class Source(msgspec.Struct, gc=False):
-    """Where an event stands in the events topic."""
-
-    partition: int
-    offset: int
-
-
-class Prediction(msgspec.Struct, gc=False):
-    """One record of the predictions topic; docs/schemas.md has the units."""
-
-    event_id: str
-    task: str
-    score: float
-    version: str
-    event_time: int
-    received_at: int
-    processed_at: int
-    late: bool
-    source: Source
 
 
 class Emitter:
@@ -47,7 +27,7 @@ class Emitter:
         self._task, self._topics, self._partitions, self._live = task, topics, partitions, live
         self._last = len(task.entities) - 1
         self._parts: dict[int, list[tuple[int, wire.Rows]]] = defaultdict(list)
-        self._encoder = msgspec.json.Encoder()
+        self._encoder, self._record = msgspec.json.Encoder(), record_of(task.schema.target)
 
     def add(self, index: int, partition: int, rows: wire.Rows) -> None:
         """Rows of a partition of stage `index`, ready for the next one."""
@@ -121,7 +101,7 @@ class Emitter:
             strict=True,
         )
         for source, event_id, score, event, received, late, partition, offset in columns:
-            row = Prediction(
+            row = self._record(
                 event_id, task, score, version, event, received, processed, late, Source(partition, offset)
             )
             outputs.add(topic, source, encode(row), key=event_id.encode())

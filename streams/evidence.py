@@ -15,6 +15,7 @@ from infra.clickhouse import Archive, literal, open_archive
 from infra.errors import UserError
 from infra.kafka import Record, end_offsets, make_consumer, translated
 from infra.settings import Settings
+from streams.predictions import score_of
 from streams.task import Task
 from streams.topics import Topics
 from streams.wire import Damaged, decode_labelled, partition_of_id
@@ -108,7 +109,7 @@ def _predicted(kafka: str, topic: str, event_id: str) -> Row | None:
             p = json.loads(record.value or b"{}")
             place = p["source"]["partition"], p["source"]["offset"]
             return _prediction(
-                p["score"], p["version"], p["event_time"], p["processed_at"], p["late"], *place
+                score_of(p), p["version"], p["event_time"], p["processed_at"], p["late"], *place
             )
     return None
 

@@ -157,7 +157,7 @@ def _prediction(facts: Row) -> Iterator[str]:
         yield "no prediction of it is known"
         return
     source = found["source"]
-    yield f"scored {found['score']:.4f} by {found['version']} at {clock(found['processed_at'])}"
+    yield f"scored {found['score']:.6g} by {found['version']} at {clock(found['processed_at'])}"
     yield f"event of {clock(found['event_time'])}, offset {source['offset']} of partition {source['partition']}"
     if facts["version"] is None:
         yield f"{found['version']} is not in the training ledger"

@@ -93,7 +93,9 @@ class View:
             row = watch.latest(arm)
             value = row[self._task.metric] if row else None
             arms.add_row(
-                name, self._value(watch, arm), ProgressBar(total=1.0, completed=value or 0.0, width=40)
+                name,
+                self._value(watch, arm),
+                ProgressBar(total=1.0, completed=min(abs(value or 0.0), 1.0), width=40),
             )
         states = Text(
             "  ".join(f"{r.name} {r.state}{f' ({r.restarts}x)' if r.restarts else ''}" for r in roles), "dim"

@@ -35,6 +35,10 @@ ACTIONS = {
     "straggle": "not yet everywhere",
     "decline": "request declined",
 }
+LOSSES = (("log_loss", "log loss"), ("scaled_error", "scaled error"))
+MEASURES = (
+    ("auc", "AUC"), ("average_precision", "average precision"), ("rmse", "RMSE"), ("mae", "mean absolute error"),
+)  # fmt: skip
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -127,7 +131,7 @@ def alert_title(row: Mapping[str, Any]) -> str:
 
 def alert_evidence(row: Mapping[str, Any]) -> list[str]:
     """How strong it was, since when, and who noticed."""
-    unit = " nats" if row["level"] == "loss" else ""
+    unit = " nats" if row["level"] == "loss" and row["subject"] == "log_loss" else ""
     detector = DETECTORS.get(row["detector"], row["detector"])
     moved = [
         f"{each.get('name')} is {each.get('change')} (severity {number(float(each.get('severity', 0)))})"
@@ -163,7 +167,7 @@ def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
             left.pop(key, None)
         return [f"wrong promotion with probability at most {alpha:g}"] if alpha else []
     n = left.pop("n", None)
-    for key, name in (("log_loss", "log loss"), ("auc", "AUC"), ("average_precision", "average precision")):
+    for key, name in LOSSES + MEASURES:
         champion, challenger = left.pop(f"champion_{key}", None), left.pop(f"challenger_{key}", None)
         if champion is not None and challenger is not None:
             lines.append(f"{name}: challenger {number(challenger, 4)}, champion {number(champion, 4)}")
@@ -178,7 +182,8 @@ def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
         left.pop(key, None)
     least = left.pop("min_effect", None)
     if least:
-        lines.append(f"it must gain more than {least:g} nats an event")
+        unit = "of a usual error" if "champion_scaled_error" in evidence else "nats"
+        lines.append(f"it must gain more than {least:g} {unit} an event")
     if "by_hand" in left:
         lines.append(_by_hand(left.pop("by_hand")))
     lines += segment_evidence(left.pop("segments", []))
@@ -201,8 +206,9 @@ def guard_evidence(evidence: Mapping[str, Any]) -> list[str]:
     """What the guard of a swap saw, as sentences."""
     lines = []
     if evidence.get("n"):
-        own, its = evidence["champion_log_loss"], evidence["former_log_loss"]
-        lines.append(f"log loss since the swap: {number(own, 4)}, of the replaced model {number(its, 4)}")
+        key, name = next(each for each in LOSSES if f"champion_{each[0]}" in evidence)
+        own, its = evidence[f"champion_{key}"], evidence[f"former_{key}"]
+        lines.append(f"{name} since the swap: {number(own, 4)}, of the replaced model {number(its, 4)}")
         own, its = evidence["champion_bias"], evidence["former_bias"]
         lines.append(f"mean score less mean label: {signed(own)}, of the replaced model {signed(its)}")
         value, needed = evidence["e_value_worse"], 1 / evidence["alpha"]

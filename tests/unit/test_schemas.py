@@ -25,8 +25,8 @@ from learners.verdict import PairedTest
 from streams import archive as archiving
 from streams.announce import Announcer
 from streams.dead_letters import LONGEST_VALUE, add_dead_letters
-from streams.emit import Prediction, Source
 from streams.events import Broken, EventDecoder, LabelDecoder
+from streams.predictions import Prediction, Source, ValuePrediction
 from streams.task import TopicNames, load_task
 from streams.topics import Topics
 from streams.transaction import Outputs
@@ -109,6 +109,12 @@ def type_of(value: Any) -> str:
 
 def fits(value: Any, kind: str) -> bool:
     return type_of(value) in kind.split(" or ") or (kind.startswith("number") and type(value) is int)
+
+
+def test_a_value_is_the_only_thing_that_differs_in_a_regression_task() -> None:
+    hints, values = list(get_type_hints(Prediction)), list(get_type_hints(ValuePrediction))
+    assert [name.replace("value", "score") for name in values] == hints
+    assert "`value`" in section("Topic `predictions`")
 
 
 def test_a_prediction_has_the_documented_fields() -> None:

@@ -12,29 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.batch import Batch, ModelConfig, Schema
-from learners.buffer import Buffer
+from learners.budget import USUAL_ARENA, ArenaConfig, Budget
+from learners.buffer import BUFFER, Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.decisions import Decisions
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
 from learners.entrants import FIRST
 from learners.judge import Judge
-from learners.measure import Measure, Seen
+from learners.measure import TRIAL, Measure, Seen
 from learners.packing import pack, part, prefixed, unpack
 from learners.prequential import MetricRow
 from learners.rejected import RejectedSteps
 from learners.rollback import BETS, USUAL, Guard, GuardConfig
 from learners.segments import Segments
+from learners.space import TuningConfig
 from learners.trainer import Trainer
 from learners.trials import Trials
+from learners.tuning import Tuning, described, evidence
+from learners.work import work_us
 
 __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
 
 Scores = NDArray[np.float32]
 Losses = NDArray[np.float64]
 Event = Alert | Decision | MetricRow
-
-BUFFER = 20_000  # newest labelled examples kept, for challengers to catch up on
 
 
 class Arena:
@@ -59,6 +61,8 @@ class Arena:
         device: str = "auto",
         guard: GuardConfig = USUAL,
         others: Sequence[ModelConfig] = (),
+        beside: ArenaConfig = USUAL_ARENA,
+        tuning: TuningConfig | None = None,
     ) -> None:
         self._schema, self._settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
@@ -73,8 +77,13 @@ class Arena:
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
-        settings = (champion, challenger)
-        self.trials = Trials(schema, settings, others, drift, seed, device, self._decisions, self._harm)
+        self.budget = Budget(beside, tuning.budget if tuning else 0.0)
+        self._rungs = tuning.rungs if tuning else 0
+        self.tuning = Tuning(schema, tuning, seed, device, drift.cooldown, self._judged) if tuning else None
+        self.trials = Trials(
+            schema, (champion, challenger), others, drift, seed, device, self._decisions, self._harm, self.budget,
+            tuned=tuning is not None,
+        )  # fmt: skip
         self.examples = 0  # labelled examples observed
 
     @property
@@ -97,6 +106,10 @@ class Arena:
         """
         return self.trials.entrants.seeds[lineage]
 
+    def copied(self, lineage: str) -> bool:
+        """Whether a challenger on trial began as a copy of the champion."""
+        return any(each.lineage == lineage and each.copied for each in self.challengers)
+
     def observe(self, batch: Batch, created_ms: int) -> list[Event]:
         """Let all arms score, then learn from, labelled examples in their order. `created_ms` is the clock.
 
@@ -116,14 +129,18 @@ class Arena:
     def _step(self, batch: Batch, now: Now) -> list[Event]:
         """One step, in this order.
 
+        0. pay for the step; without credit, challengers take no part in it (`learners.budget`)
         1. keep a frozen copy when it is time, before it could learn from this batch
         2. every arm scores the batch; none has learned from it
         3. metrics
         4. detectors
         5. the guard of the newest swap; tests, verdicts and what follows from them
         6. every arm but the frozen one learns from the batch, rows that correct an earlier one too; rejected steps
-        7. an alert starts challengers; they are tested from the next batch on, which they have not learned
+        7. a population whose settings are tuned scores and learns it, if there is credit; its winner waits
+        8. an alert starts challengers, and a winner may join them; they are tested from the next batch on, which they
+           have not learned
         """
+        self._pay(len(batch))  # 0
         events: list[Event] = self._freeze(now)  # 1
         lesson, batch = batch, self._measured.corrected(batch)
         if not len(batch):
@@ -141,14 +158,26 @@ class Arena:
         events += self._watch(seen, now)  # 5
         events += self._judge(seen, now)
         events += self._learn(lesson)  # 6
-        events += self._start(alerts, now)  # 7
+        events += self._tune(batch, now)  # 7
+        events += self._start(alerts, now)  # 8
         return events
 
-    def _learners(self) -> list[Trainer]:
+    def _pay(self, rows: int) -> None:
+        self.budget.earn(work_us(self.champion, rows))
+        for arm in self._learners(challengers=False):
+            if arm is not self.champion:
+                self.budget.must(work_us(arm, rows))
+        self.trials.attend(rows)
+
+    def _learners(self, *, challengers: bool) -> list[Trainer]:
         """The arms that learn, each once: a replaced champion may be guarding and the reference as well."""
-        kept = [self.continuous, self.guard.former if self.guard else None]
-        arms = [self.champion, *(challenger.trainer for challenger in self.challengers)]
-        return list({arm.lineage: arm for arm in (*kept, *arms) if arm is not None}.values())
+        kept = [self.continuous, self.guard.former if self.guard else None, self.champion]
+        tried = [challenger.trainer for challenger in self.challengers] if challengers else []
+        return list({arm.lineage: arm for arm in (*kept, *tried) if arm is not None}.values())
+
+    def _present(self) -> list[Trainer]:
+        """Those of them that take part in this step."""
+        return self._learners(challengers=self.trials.attending)
 
     def _freeze(self, now: Now) -> list[Event]:
         """Keep a copy of the champion when event time reaches `freeze_at_ms`, with the champion's record."""
@@ -162,14 +191,16 @@ class Arena:
 
     def _score(self, batch: Batch) -> dict[str, Scores]:
         """Scores [n] of every arm: learners by lineage, and "frozen"."""
-        scores = {arm.lineage: arm.score(batch.numbers, batch.categories) for arm in self._learners()}
+        scores = {arm.lineage: arm.score(batch.numbers, batch.categories) for arm in self._present()}
         if self.frozen is not None:
             scores["frozen"] = self.frozen.score(batch.numbers, batch.categories)
         return scores
 
     def _measure(self, batch: Batch, scores: Mapping[str, Scores], now: Now) -> list[Event]:
         """Update the rolling metrics; every `metrics_every` examples, a row for each arm."""
-        self._measured.add(batch, scores, self.champion.lineage)
+        self._measured.add(
+            batch, scores, self.champion.lineage, trial=bool(self.challengers) and self.trials.attending
+        )
         due = self.examples // self._metrics_every
         self.examples += len(batch)
         if self.examples // self._metrics_every == due:
@@ -265,20 +296,34 @@ class Arena:
 
     def _forget(self) -> None:
         """Drop the metrics of arms that are gone."""
-        lineages = {arm.lineage for arm in self._learners()}
-        self._measured.windows.keep(lineages | {"served", "champion", "frozen"})
+        lineages = {arm.lineage for arm in self._learners(challengers=True)}
+        trial = {TRIAL} if self.challengers else set()
+        self._measured.windows.keep(lineages | trial | {"served", "champion", "frozen"})
 
     def _learn(self, batch: Batch) -> list[Alert]:
         """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
         self._buffer.add(batch)
-        for arm in (arms := self._learners()):
+        for arm in self._present():
             arm.train(batch)
             self.trials.rehearse(arm, self._buffer, batch)
-        return self._rejected.update(batch, arms, self.champion.version, self.examples)
+        return self._rejected.update(
+            batch, self._learners(challengers=True), self.champion.version, self.examples
+        )
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
-        """Challengers, where an alert or the policy asks for them."""
-        return [*self.trials.start(alerts, self.champion, self._buffer, self.examples, now)]
+        """Challengers, where an alert or the policy asks for them; and one that was tuned, if it waits."""
+        made = self.trials.start(alerts, self.champion, self._buffer, self.examples, now)
+        if self.tuning is not None:
+            made += self.trials.admit(self.tuning, self.champion, self._buffer, now)
+        return [*made]
+
+    def _tune(self, batch: Batch, now: Now) -> list[Event]:
+        """Let the population have the batch; a decision at the end of a rung."""
+        rung = self.tuning and self.tuning.observe(batch, self.champion, self.examples, self.budget)
+        if not rung:
+            return []
+        reason, champion = described(rung, self._rungs), self.champion.lineage
+        return [self._decisions.plain("tune", champion, champion, reason, evidence(rung), now)]
 
     def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""
@@ -291,7 +336,7 @@ class Arena:
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Everything: files, and a record ready for JSON. After `load` an arena goes on exactly as here."""
-        arms = {arm.lineage: arm for arm in self._learners()}
+        arms = {arm.lineage: arm for arm in self._learners(challengers=True)}
         if self.frozen is not None:
             arms["frozen"] = self.frozen
         files = {
@@ -299,6 +344,8 @@ class Arena:
         }
         others, trials = self.trials.state()
         files |= others
+        tuned, tuning = self.tuning.state() if self.tuning else ({}, None)
+        files |= prefixed("tuning", tuned)
         files["detectors.npz"] = pack(self._detectors.state())
         files["prequential.npz"] = pack(self._measured.windows.state())
         files["buffer.npz"] = pack(self._buffer.state())
@@ -308,6 +355,8 @@ class Arena:
             "frozen": self.frozen is not None,
             "guard": None if self.guard is None else self.guard.state(),
             "trials": trials,
+            "tuning": tuning,
+            "budget": self.budget.state(),
             "rejected": self._rejected.state(),
             "judged": self._judged.state(),
             "counts": [self.examples, self._decisions.made],
@@ -331,7 +380,10 @@ class Arena:
         guarding = record.get("guard")
         harm = self._harm(self._guarding.alpha / BETS)
         guard = Guard.restored(self._guarding, guarding, arm(guarding["former"]), harm) if guarding else None
+        if self.tuning is not None and record["tuning"] is not None:
+            self.tuning.load(part("tuning", files), record["tuning"])
         self.trials.load(files, record["trials"], arm)
+        self.budget.load(record["budget"])
         self.champion, self.continuous = champion, continuous
         self.frozen, self.guard = frozen, guard
         self._detectors.load(unpack(files["detectors.npz"]))

@@ -11,6 +11,9 @@ from learners.batch import BATCH_ARRAYS, Batch
 from learners.packing import Arrays
 from learners.trainer import Trainer
 
+BUFFER = 20_000
+"""The newest labelled examples that an arena keeps, for challengers to catch up on."""
+
 
 class Buffer:
     """At least the newest `size` examples once that many were added, in the batches they came in.
@@ -41,6 +44,14 @@ class Buffer:
         for batch in self:
             trainer.train(batch.take(batch.event_ms >= since_ms))
         return trainer
+
+    def newest_ms(self, rows: int, since_ms: int) -> int:
+        """The time since which there are `rows` examples here, or `since_ms` if there are fewer since then."""
+        times = np.concatenate([batch.event_ms for batch in self] or [np.zeros(0, np.int64)])
+        times = np.sort(times[times >= since_ms])
+        if len(times) <= rows:
+            return since_ms
+        return int(times[-rows]) if rows else int(times[-1]) + 1
 
     def state(self) -> Arrays:
         """All columns end to end, and the sizes of the batches; empty without any."""

@@ -11,20 +11,15 @@ from numpy.typing import NDArray
 from learners.batch import ModelConfig
 from learners.prequential import Prequential
 from learners.segments import NO_SEGMENTS, Segmented, Segments
+from learners.space import LEARNING
 from learners.trainer import Trainer
 from learners.verdict import PairedTest, Verdict
 
 Losses = NDArray[np.float64]
 
-LEARNING = (
-    "optimiser", "learning_rate", "batch_size", "smallest_batch", "weight_decay", "clip_norm", "momentum", "nesterov",
-    "l1", "l2", "schedule", "schedule_steps", "schedule_factor", "warmup_steps",
-)  # fmt: skip
-"""The settings that say how a model learns, and not what it is."""
-
 Action = Literal[
     "freeze", "start", "promote", "recommend", "reject", "expire", "retire", "confirm", "rollback", "refuse",
-    "straggle", "decline",
+    "straggle", "decline", "tune",
 ]  # fmt: skip
 
 
@@ -44,7 +39,8 @@ class Decision:
     started), promote (it is the champion now), recommend (it is better, but the policy leaves the rest to a
     person), reject (it is worse, or fails a guardrail), expire (it was on trial for max_events) or retire (another
     one won). After a swap: confirm (its guard ended well), rollback (this lineage is back), refuse (a worker did not
-    take the model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done).
+    take the model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done). And
+    tune (a rung of a population of settings ended).
     """
 
     decision_id: str  # stable: the same stream gives the same id after a restart
@@ -59,7 +55,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Challenger:
-    """A model on trial: how it was made ("warm", "fresh" or "past"), after which alert, and the tests it is in.
+    """A model on trial: how it was made ("warm", "fresh", "past" or "tuned"), after what, and the tests it is in.
 
     It must be better over all, and in no large segment worse than it may be (`learners.segments`).
     """
@@ -70,6 +66,7 @@ class Challenger:
     test: PairedTest
     recommended: bool = False
     segments: Segments = field(default_factory=lambda: Segments((), 0.0, 0.5))
+    copied: bool = False  # from the champion, when it was started
 
     def update(self, champion: Losses, own: Losses, about: Segmented = NO_SEGMENTS) -> None:
         """Log losses [n] of both on a step that neither had learned from, and its segments."""
@@ -96,6 +93,7 @@ class Challenger:
             "kind": self.kind,
             "alert_id": self.alert_id,
             "recommended": self.recommended,
+            "copied": self.copied,
             "test": self.test.state(),
             "segments": self.segments.state(),
         }
@@ -107,7 +105,8 @@ class Challenger:
         """The inverse of `record`, with the model, and tests that have only their settings."""
         test.load(record["test"])
         segments.load(record["segments"])
-        return cls(trainer, record["kind"], record["alert_id"], test, record["recommended"], segments)
+        kind, alert_id, recommended = record["kind"], record["alert_id"], record["recommended"]
+        return cls(trainer, kind, alert_id, test, recommended, segments, record["copied"])
 
 
 def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: ModelConfig) -> ModelConfig:

@@ -4,7 +4,7 @@ from typing import Any
 
 from learners import challenger as trial
 from learners.challenger import Action, Challenger, Decision, Now
-from learners.measure import Measure
+from learners.measure import TRIAL, Measure
 
 
 class Decisions:
@@ -22,7 +22,7 @@ class Decisions:
         `champion` is a lineage; `why` stands in for the test's numbers where these are not the reason.
         """
         reason = trial.reason(action, challenger, champion, why)
-        facts = trial.evidence(challenger, champion, self._measured.windows)
+        facts = trial.evidence(challenger, TRIAL, self._measured.windows)
         return self.plain(action, challenger.lineage, champion, reason, facts, now)
 
     def plain(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Policy = Literal["better", "always", "manual", "shadow"]
-POLICIES: tuple[Policy, ...] = ("better", "always", "manual", "shadow")
-BY_TEST: tuple[Policy, ...] = ("better", "always")
+Policy = Literal["drift", "better", "always", "manual", "shadow"]
+POLICIES: tuple[Policy, ...] = ("drift", "better", "always", "manual", "shadow")
+BY_TEST: tuple[Policy, ...] = ("drift", "better", "always")
 """Where the test promotes; elsewhere it recommends, and a person may."""
 
 DETECTORS = ("ranks", "adwin", "page_hinkley", "ddm", "eddm", "kswin")
@@ -42,7 +42,7 @@ class DriftConfig:
     segment_share: float = 0.1  # a value of `task.segments` with so much of the traffic is large
     max_segment_harm: float = 0.02  # nats by which a challenger may be worse in a large segment
     max_scoring_ratio: float = 10.0  # how many times as long as the champion a challenger may take to score
-    policy: Policy = "better"  # "always" needs no alarm; "manual" and "shadow" only recommend
+    policy: Policy = "better"  # see docs/swap.md
     window: int = 1_000  # size of the current window of the input and score detector
     keep_reference: bool = True  # the first lineage goes on learning after it was replaced, to compare
     ignore: tuple[str, ...] = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")  # the clock is no drift

@@ -53,18 +53,17 @@ class Entrants:
         return name
 
     def make(self, champion: Trainer, buffer: Buffer, since_ms: int) -> Iterator[tuple[str, Trainer]]:
-        """Kind and model of each challenger, which has learned once what came since the onset of the drift."""
+        """Kind and model of each challenger, which has yet to learn what came since the onset of the drift."""
         past = self._recalled(champion, buffer, since_ms)
         self._past = [*self._past, champion.clone(champion.lineage)][-KEPT:]
         # A copy that learns exactly as its original cannot be better, so it has the settings that the other does not.
         config = other_settings(champion.config, *self._settings)
-        yield "warm", buffer.teach(champion.clone(self.born(config, champion.seed), config), since_ms)
+        yield "warm", champion.clone(self.born(config, champion.seed), config)
         for config in (self._settings[1], *self._others):
             seed = self._seed + len(self.configs)
-            fresh = Trainer(self._schema, config, seed, self.born(config, seed), self._device)
-            yield "fresh", buffer.teach(fresh, since_ms)
+            yield "fresh", Trainer(self._schema, config, seed, self.born(config, seed), self._device)
         if past is not None:
-            yield "past", buffer.teach(past.clone(self.born(past.config, past.seed)), since_ms)
+            yield "past", past.clone(self.born(past.config, past.seed))
 
     def _recalled(self, champion: Trainer, buffer: Buffer, since_ms: int) -> Trainer | None:
         """The kept model that does best on what came since the onset, if it does better than the champion."""

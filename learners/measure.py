@@ -11,6 +11,7 @@ from learners.challenger import Now
 from learners.prequential import MetricRow, Prequential, id_hashes, metric_row
 from learners.segments import Segmented
 
+TRIAL = "trial"  # the window of the champion on the examples that challengers were tested on
 Arm = tuple[str, str, str]  # its part, its lineage, and the name of its window
 
 
@@ -25,7 +26,7 @@ class Seen:
 
 
 class Measure:
-    """The windows of all arms, by lineage and as "served", "champion" and "frozen", and the segments of a task."""
+    """The windows of all arms, by lineage and as "served", "champion", "frozen" and "trial"; and segments."""
 
     def __init__(self, schema: Schema, window: int, segments: Sequence[str]) -> None:
         self._columns = [schema.categories.index(name) for name in segments]
@@ -40,11 +41,18 @@ class Measure:
         self.windows.correct(corrections.event_ids, corrections.label)
         return batch.take(~again)
 
-    def add(self, batch: Batch, scores: Mapping[str, NDArray[np.float32]], champion: str) -> None:
-        """The scores [n] that every arm gave a step before it learned from it, and those that were served."""
+    def add(
+        self, batch: Batch, scores: Mapping[str, NDArray[np.float32]], champion: str, *, trial: bool
+    ) -> None:
+        """The scores [n] that every arm gave a step before it learned from it, and those that were served.
+
+        `trial`: challengers are among the arms.
+        """
         about = np.column_stack((id_hashes(batch.event_ids), batch.categories[:, self._columns]))
         for arm, score in (*scores.items(), ("champion", scores[champion])):
             self.windows.update(arm, batch.label, score, about)
+        if trial:
+            self.windows.update(TRIAL, batch.label, scores[champion], about)
         known = np.isfinite(batch.served)
         self.windows.update("served", batch.label[known], batch.served[known], about[known])
 

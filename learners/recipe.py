@@ -11,8 +11,10 @@ import msgspec
 from infra.errors import UserError
 from learners.arena import Arena
 from learners.batch import ModelConfig, Schema
+from learners.budget import USUAL_ARENA, ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import USUAL, GuardConfig
+from learners.space import TuningConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Recipe:
     guard: GuardConfig = USUAL
     segments: tuple[str, ...] = ()
     others: tuple[ModelConfig, ...] = ()  # further challengers
+    beside: ArenaConfig = USUAL_ARENA
+    tuning: TuningConfig | None = None
 
     def arena(self, former: Arena | None = None) -> Arena:
         """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot)."""
@@ -41,6 +45,8 @@ class Recipe:
             guard=self.guard,
             segments=self.segments,
             others=self.others,
+            beside=self.beside,
+            tuning=self.tuning,
         )
         if former is not None:
             arena.load(*former.state())
@@ -63,6 +69,8 @@ class Recipe:
             "guard": msgspec.to_builtins(self.guard),
             "segments": list(self.segments),
             "others": [config.to_dict() for config in self.others],
+            "beside": msgspec.to_builtins(self.beside),
+            "tuning": msgspec.to_builtins(self.tuning),
         }
 
     @classmethod
@@ -79,6 +87,8 @@ class Recipe:
                 msgspec.convert(raw["guard"], GuardConfig),
                 tuple(raw["segments"]),
                 tuple(ModelConfig.from_dict(each) for each in raw["others"]),
+                msgspec.convert(raw["beside"], ArenaConfig),
+                msgspec.convert(raw["tuning"], TuningConfig | None),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

@@ -32,6 +32,10 @@ class Studies:
         self._since = dict.fromkeys(lineages, since_ms)
         self._left = dict.fromkeys(lineages, LENGTH)
 
+    def studying(self, lineage: str) -> bool:
+        """Whether the lineage rehearses."""
+        return lineage in self._since
+
     def rehearse(self, trainer: Trainer, buffer: Buffer, learned: int) -> None:
         """The lineage has learned a new batch of `learned` examples; let it rehearse, if it should."""
         name, since_ms = trainer.lineage, self._since.get(trainer.lineage)

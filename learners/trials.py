@@ -5,16 +5,22 @@ from functools import partial
 from typing import Any
 
 from learners.batch import Batch, ModelConfig, Schema
-from learners.buffer import Buffer
+from learners.budget import Budget
+from learners.buffer import BUFFER, Buffer
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.decisions import Decisions
 from learners.drift import BY_TEST, Alert, DriftConfig
 from learners.entrants import MOST, Entrants
 from learners.measure import Seen
 from learners.segments import Segments
-from learners.study import Studies
+from learners.study import EXTRA, Studies
 from learners.trainer import Trainer
+from learners.tuning import Tuning
 from learners.verdict import PairedTest
+from learners.work import work_us
+
+TUNED = "tuned"  # the kind of a challenger that won a population; all others are started by an alarm, or by "always"
+_TAUGHT = 256  # rows of a batch when it is estimated what a row costs
 
 
 class Trials:
@@ -24,6 +30,12 @@ class Trials:
     the onset of the drift, which is no part of their test, and then rehearse it beside what comes (`learners.study`).
     Each is tested at alpha divided by the most that there can be, so that an alert ends in a wrong promotion with
     probability at most alpha.
+
+    A winner of a population (`learners.tuning`) goes on trial beside them, one at a time: under the policy "drift" only
+    while an alarm has others on trial, under all other policies as soon as it is found.
+
+    What they do is paid for from the arena's budget. Without credit they pass over a batch, all of them: they neither
+    score nor learn it, and their test does not count it. That is decided before it is seen, so the test is as good.
     """
 
     def __init__(
@@ -36,23 +48,43 @@ class Trials:
         device: str,
         decisions: Decisions,
         harm: Callable[[float], Segments],
+        budget: Budget,
+        *,
+        tuned: bool,
     ) -> None:
-        self._drift, self._decisions = drift, decisions
+        self._drift, self._decisions, self._budget = drift, decisions, budget
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
-        alpha = drift.alpha / (MOST + len(others))
+        alpha = drift.alpha / (MOST + len(others) + tuned)
         self.test: Callable[[], PairedTest] = partial(PairedTest, alpha, drift.min_effect, **limits)
         self.harm: Callable[[], Segments] = partial(harm, alpha)
         self.challengers: list[Challenger] = []
+        self.attending = True  # whether the challengers take part in this step
         self.entrants = Entrants(schema, *settings, seed, device, others)
         self.studies = Studies()
         self._quiet_until = 0  # none are started before this many examples
         self._of_loss = False  # whether the newest were started because the loss rose
+
+    @property
+    def _asked(self) -> list[Challenger]:
+        """Those that an alarm, or the policy "always", has started."""
+        return [challenger for challenger in self.challengers if challenger.kind != TUNED]
+
+    def _work_us(self, rows: int) -> float:
+        return sum(work_us(challenger.trainer, rows) for challenger in self.challengers)
+
+    def attend(self, rows: int) -> None:
+        """A step of so many rows begins: do the challengers take part?"""
+        self.attending = self._budget.spend(self._work_us(rows))
+        if not self.attending:
+            self._budget.passed += rows
 
     def judge(self, seen: Seen, champion: str, now: Now) -> tuple[list[Decision], Challenger | None]:
         """Give each challenger this step's evidence, and do what its verdict asks for.
 
         The best comes first; one that is to be promoted is returned, and ends the round.
         """
+        if not self.attending:
+            return [], None
         for challenger in self.challengers:
             challenger.update(seen.losses[champion], seen.losses[challenger.lineage], seen.about)
         made: list[Decision] = []
@@ -81,9 +113,9 @@ class Trials:
             return self._start_unasked(champion, buffer, examples, now)
         alert = alerts[0]  # the loss detector's, if it raised one
         news = alert.level == "loss" and not self._of_loss
-        if not news and (self.challengers or examples < self._quiet_until):
+        if not news and (self._asked or examples < self._quiet_until):
             return []
-        retired = self.retire(champion.lineage, now, "a newer alarm makes it old")
+        retired = self._retire(self._asked, champion.lineage, now, "a newer alarm makes it old")
         self._of_loss = alert.level == "loss"
         self._quiet_until = examples + self._drift.cooldown
         return [*retired, *self._begin(champion, buffer, alert.alert_id, alert.message, alert.since_ms, now)]
@@ -91,7 +123,7 @@ class Trials:
     def _start_unasked(self, champion: Trainer, buffer: Buffer, examples: int, now: Now) -> list[Decision]:
         """Under the policy "always", challengers without an alarm, when there have been none for a while."""
         free_from = self._quiet_until + self._drift.cooldown
-        if self._drift.policy != "always" or self.challengers or examples < free_from:
+        if self._drift.policy != "always" or self._asked or examples < free_from:
             return []
         self._of_loss = False
         self._quiet_until = examples + self._drift.cooldown
@@ -103,21 +135,52 @@ class Trials:
     def _begin(
         self, champion: Trainer, buffer: Buffer, alert_id: str, why: str, since_ms: int, now: Now
     ) -> list[Decision]:
-        """New challengers, taught what came since then, instead of those that there are."""
+        """New challengers, taught what came since then."""
         made = self.entrants.make(champion, buffer, since_ms)
-        self.challengers = [
-            Challenger(arm, kind, alert_id, self.test(), segments=self.harm()) for kind, arm in made
-        ]
-        self.studies.begin([challenger.lineage for challenger in self.challengers], since_ms)
-        return [
-            self._decisions.about("start", challenger, champion.lineage, now, why)
-            for challenger in self.challengers
-        ]
+        new = [self._on_trial(arm, kind, alert_id, copied=kind == "warm") for kind, arm in made]
+        since_ms = self._teach([challenger.trainer for challenger in new], buffer, since_ms)
+        self.challengers += new
+        self.studies.begin([challenger.lineage for challenger in new], since_ms)
+        return [self._decisions.about("start", challenger, champion.lineage, now, why) for challenger in new]
+
+    def _on_trial(self, arm: Trainer, kind: str, alert_id: str, *, copied: bool) -> Challenger:
+        return Challenger(arm, kind, alert_id, self.test(), segments=self.harm(), copied=copied)
+
+    def _teach(self, arms: Sequence[Trainer], buffer: Buffer, since_ms: int) -> int:
+        """Let them learn what came since then, or as much of it as the budget has credit for; since when it was."""
+        each = sum(work_us(arm, _TAUGHT) for arm in arms) / _TAUGHT
+        since_ms = buffer.newest_ms(self._budget.rows(each, BUFFER), since_ms)
+        for arm in arms:
+            before = arm.examples
+            buffer.teach(arm, since_ms)
+            self._budget.must(work_us(arm, arm.examples - before))
+        return since_ms
+
+    def admit(self, tuning: Tuning, champion: Trainer, buffer: Buffer, now: Now) -> list[Decision]:
+        """Put a population's winner on trial, if one waits and the policy lets it."""
+        winner, born = tuning.waiting, self.entrants.born
+        tuned = len(self.challengers) - len(self._asked)
+        if winner is None or tuned or (self._drift.policy == "drift" and not self._asked):
+            return []
+        tuning.waiting = None
+        seed = winner.trainer.seed
+        arm, copied = tuning.model(winner, champion, born(winner.trainer.config, seed))
+        if not copied:
+            oldest_ms = min(int(batch.event_ms.min()) for batch in buffer)
+            self._teach([arm], buffer, oldest_ms)
+        challenger = self._on_trial(arm, TUNED, winner.name, copied=copied)
+        self.challengers.append(challenger)
+        why = "it won a population"
+        return [self._decisions.about("start", challenger, champion.lineage, now, why)]
 
     def retire(self, champion: str, now: Now, why: str, but: Challenger | None = None) -> list[Decision]:
         """All challengers go, without a verdict; of `but`, who becomes the champion, nothing is told."""
         gone = [challenger for challenger in self.challengers if challenger is not but]
         self.challengers = []
+        return self._retire(gone, champion, now, why)
+
+    def _retire(self, gone: Sequence[Challenger], champion: str, now: Now, why: str) -> list[Decision]:
+        self.challengers = [challenger for challenger in self.challengers if challenger not in gone]
         return [self._decisions.about("retire", challenger, champion, now, why) for challenger in gone]
 
     def dismiss(self, lineage: str, champion: str, now: Now, why: str) -> Decision:
@@ -131,8 +194,12 @@ class Trials:
         self._quiet_until = examples + self._drift.cooldown
 
     def rehearse(self, arm: Trainer, buffer: Buffer, batch: Batch) -> None:
-        """The lineage has learned a new batch; let it rehearse, if it should."""
-        self.studies.rehearse(arm, buffer, len(batch))
+        """The lineage has learned a new batch; let it rehearse, if it should and there is credit."""
+        rows = len(batch)
+        if self.studies.studying(arm.lineage) and self._budget.spend(
+            EXTRA * work_us(arm, rows), keep=self._work_us(rows)
+        ):
+            self.studies.rehearse(arm, buffer, rows)
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """All but the models on trial: files, and a record ready for JSON; `load` is the inverse."""

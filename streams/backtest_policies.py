@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from learners.arena import BUFFER, Arena
+from learners.arena import Arena
 from learners.batch import Batch
-from learners.buffer import Buffer
+from learners.buffer import BUFFER, Buffer
 from learners.challenger import Decision
 from learners.detectors import Detectors
 from learners.drift import Alert
@@ -191,6 +191,8 @@ class Full:
             metrics_every=NO_ROWS,
             guard=task.guard,
             others=task.others,
+            beside=task.arena,
+            tuning=task.tuning,
         )
         self.alerts: list[Alert] = []
         self.decisions: list[Decision] = []

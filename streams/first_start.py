@@ -40,7 +40,7 @@ def _import_and_compile(task: Task, settings: Settings) -> None:
     from streams.serve import warm_up
 
     warm_up(task, LiveModel(task, settings, "first start", Metrics()))
-    warm_up_steps(task.schema, task.model, task.challenger, *task.others)
+    warm_up_steps(task.schema, *task.trained)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
         task.guard,
         task.segments,
         task.others,
+        task.arena,
+        task.tuning,
     )
 
 

@@ -108,7 +108,7 @@ class Learner:
         """Learn until stopped; the last thing is a checkpoint. Raises UserError when Kafka or the disk is lost."""
         place = usable(self._kept.ledger_path, "name another folder with DRIFTLINE_DATA")
         with translated(self._settings.kafka), place:
-            warm_up(self._task.schema, self._task.model, self._task.challenger, *self._task.others)
+            warm_up(self._task.schema, *self._task.trained)
             self.start()
             if self._control is not None:
                 self._control.start()

@@ -18,8 +18,10 @@ from featurestore.spec import View
 from infra.errors import UserError
 from learners.batch import ModelConfig, Schema
 from learners.blocks import Block
+from learners.budget import USUAL_ARENA, ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import GuardConfig
+from learners.space import TuningConfig
 from learners.target import Target
 
 BUILT_IN = Path(__file__).parent / "tasks"
@@ -174,6 +176,8 @@ class Task:
     text: str  # the file as it was read
     segments: tuple[str, ...] = ()  # categories by whose values metrics are kept as well
     others: tuple[ModelConfig, ...] = ()  # further challengers, where there are several [[challenger]]
+    arena: ArenaConfig = USUAL_ARENA
+    tuning: TuningConfig | None = None
 
     @cached_property
     def number_fields(self) -> tuple[str, ...]:
@@ -258,6 +262,12 @@ class Task:
         """
         text = json.dumps([self.schema_hash, self.number_fields])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def trained(self) -> tuple[ModelConfig, ...]:
+        """Settings of all models that may learn here: one of each kind that a population can have."""
+        tuned = self.tuning.kinds(self.model) if self.tuning else ()
+        return (self.model, self.challenger, *self.others, *tuned)
 
     @property
     def seed(self) -> int:

@@ -10,7 +10,7 @@ from streams.task_toml import Table, listed, nearest, shown
 _NETS = ("dcn", "deepfm", "mlp", "two_tower", *READS)
 _GRADIENTS = ("family", GRADIENT_FAMILIES)
 # key -> the other key that decides whether it is used, and with which of its values
-_USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "activation": ("family", _NETS),
     "table": _GRADIENTS,
     "admit_after": ("table", ("exact",)),
@@ -49,8 +49,8 @@ _USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 def check_used(table: Table, config: ModelConfig) -> None:
     """Every key that the table has means something with these settings: one without effect is a mistake."""
     for key in table.data:
-        if key in _USED_WITH:
-            other, values = _USED_WITH[key]
+        if key in USED_WITH:
+            other, values = USED_WITH[key]
             if getattr(config, other) not in values:
                 said = f"{table.name(key)} has no effect with {other} = {shown(getattr(config, other))}"
                 table.fail(key, said, f"remove this line; it is for {other} {listed(values)}")

@@ -19,6 +19,7 @@ from learners.batch import (
     TABLES,
     ModelConfig,
 )
+from learners.budget import ArenaConfig
 from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
 from learners.target import KINDS
@@ -28,9 +29,10 @@ from streams.task_kind import check_guard, check_settings, parse_bounds, parse_m
 from streams.task_model import check_blocks, check_rivals, check_used, with_tower
 from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
+from streams.task_tuning import parse_tuning
 from streams.topics import Topics
 
-Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig)
+Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig, ArenaConfig)
 
 TOP = (
     "task",
@@ -41,6 +43,8 @@ TOP = (
     "privacy",
     "model",
     "challenger",
+    "arena",
+    "tuning",
     "drift",
     "guard",
     "serving",
@@ -106,6 +110,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
         _serving(root), _topic_names(root), path, text,
         task.strings("segments", (), '["country"]'), tuple(others),
+        _settings(root.table("arena"), ArenaConfig()),
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
@@ -117,7 +122,8 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         _fitted(rival, config, made, chosen or "rows" in rival.data)
         for rival, config in zip(rivals, (challenger, *others), strict=True)
     ]
-    return replace(made, model=model, challenger=challenger, others=tuple(others))
+    made = replace(made, model=model, challenger=challenger, others=tuple(others))
+    return replace(made, tuning=parse_tuning(root, made, _setting))
 
 
 def _usual_challenger(model: ModelConfig) -> ModelConfig:

@@ -74,6 +74,7 @@ class Training:
         self.begun: dict[str, Any] = {}
         self._born: dict[str, int] = {}
         self.published: set[int] = set()
+        self._spent = self.arena.budget.spent  # as the metrics know it
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Everything: files, and a record ready for JSON."""
@@ -100,7 +101,7 @@ class Training:
         self.step, self._event_ms = meta["step"], meta["event_ms"]
         self._born, self.begun = dict(meta["born"]), dict(meta["begun"])
         self._publisher.load(meta["updates"])
-        self.recipe, self.arena = recipe, arena
+        self.recipe, self.arena, self._spent = recipe, arena, arena.budget.spent
 
     def begin(self, recipe: Recipe, positions: dict[int, Position], why: str) -> None:
         """Learn with an untrained model, from these positions on."""
@@ -121,6 +122,7 @@ class Training:
     def use(self, recipe: Recipe, *, fresh: bool, positions: dict[int, Position]) -> None:
         """Do what a `Settings` of the ledger says."""
         self.recipe, self.arena = recipe, recipe.arena(None if fresh else self.arena)
+        self._spent = self.arena.budget.spent
         if fresh:
             self._born, self.positions = {FIRST: self.step}, dict(positions)
 
@@ -132,8 +134,20 @@ class Training:
             self.positions[run.partition] = run.end
         self._event_ms = max(self._event_ms, int(batch.event_ms.max()))
         self.metrics.count("trained_total", len(batch))
+        self._note_work()
         self._handle(events)
         self._announcer.tell_feature_drift(self.arena.psi(), self._event_ms)
+
+    def _note_work(self) -> None:
+        """What was spent of the arena's budget since the last step."""
+        budget, metrics, before = self.arena.budget, self.metrics, self._spent
+        self._spent = budget.spent
+        champion, beside, tuned, passed = (now - then for now, then in zip(self._spent, before, strict=True))
+        metrics.note("arena_budget", budget.share)
+        metrics.count("champion_work_ms_total", champion)
+        metrics.count("beside_work_ms_total", beside)
+        metrics.count("tuning_work_ms_total", tuned)
+        metrics.count("passed_over_total", passed)
 
     def steer(self, asked: Steered) -> None:
         """Promote or roll back, as it was decided outside of the arena.
@@ -188,8 +202,7 @@ class Training:
         """Do what a decision asks for."""
         if decision.action == "start":
             self._born[decision.lineage] = self.step
-            copied = decision.evidence["kind"] == "warm"
-            parent = self.arena.champion.version if copied else None
+            parent = self.arena.champion.version if self.arena.copied(decision.lineage) else None
             self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
         if decision.action == "rollback":
             self._bar(decision)

@@ -22,6 +22,9 @@ def causes(entries: Sequence[Entry]) -> dict[int, int]:
         if entry.is_alert:
             continue
         action, lineage, evidence = entry.row["action"], entry.row["lineage"], entry.row["evidence"]
+        if action == "tune":  # its winner's start names the population as its alarm
+            alarms[f"tuned-{evidence['population']}"] = entry.number
+            continue
         cause = None
         if action in ENDS:
             about = entry.row["champion"] if action == "rollback" else lineage

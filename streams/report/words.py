@@ -34,6 +34,7 @@ ACTIONS = {
     "refuse": "refused by a worker",
     "straggle": "not yet everywhere",
     "decline": "request declined",
+    "tune": "settings tuned",
 }
 LOSSES = (("log_loss", "log loss"), ("scaled_error", "scaled error"))
 MEASURES = (

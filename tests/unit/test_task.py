@@ -13,9 +13,10 @@ import pytest
 from featurestore.spec import WINDOW_AGGREGATES
 from infra.errors import UserError
 from learners.batch import ModelConfig
+from learners.budget import ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import GuardConfig
-from streams import task_event, task_parse
+from streams import task_event, task_parse, task_tuning
 from streams.events import EventDecoder, LabelDecoder
 from streams.privacy import Pseudonymiser
 from streams.task import CALENDAR, Entity, Field, Serving, Task, load_task
@@ -187,6 +188,8 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
         ("`[[features]]`", task_parse.FEATURES),
         ("`[privacy]`", task_parse.PRIVACY),
         ("`[model]` and `[challenger]`", [field.name for field in fields(ModelConfig)]),
+        ("`[arena]`", [field.name for field in fields(ArenaConfig)]),
+        ("`[tuning]`", task_tuning.TUNING),
         ("`[drift]`", [field.name for field in fields(DriftConfig)]),
         ("`[guard]`", [field.name for field in fields(GuardConfig)]),
         ("`[serving]`", task_parse.SERVING),
@@ -199,7 +202,8 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
 
 
 def test_the_reference_has_the_true_defaults() -> None:
-    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig]] = [
+    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig | ArenaConfig]] = [
+        ("`[arena]`", ArenaConfig()),
         ("`[model]` and `[challenger]`", ModelConfig()),
         ("`[drift]`", DriftConfig()),
         ("`[guard]`", GuardConfig()),

@@ -20,22 +20,22 @@ def add_dead_letters(
     outputs: Outputs, topic: str, partitions: int, task: str, broken: Sequence[Broken]
 ) -> None:
     """One record for each broken one: same key, same bytes; headers as docs/schemas.md says."""
+    ours = task.encode()
     for letter in broken:
         record = letter.record
-        headers = {
-            "driftline.task": task,
-            "driftline.reason": letter.reason,
-            "driftline.detail": letter.detail,
-            "driftline.topic": record.topic,
-            "driftline.partition": str(record.partition),
-            "driftline.offset": str(record.offset),
-            "driftline.timestamp": str(record.timestamp),
-        }
+        headers = [
+            ("driftline.task", ours),
+            ("driftline.reason", letter.reason.encode()),
+            ("driftline.detail", letter.detail.encode(errors="replace")),
+            ("driftline.topic", record.topic.encode()),
+            ("driftline.partition", b"%d" % record.partition),
+            ("driftline.offset", b"%d" % record.offset),
+            ("driftline.timestamp", b"%d" % record.timestamp),
+        ]
         key, value = _kept(record)
-        if key != record.key or (value or b"") != (record.value or b""):
-            headers["driftline.cut"] = f"{len(record.key or b'')} {len(record.value or b'')}"
-        pairs = [(name, text.encode(errors="replace")) for name, text in headers.items()]
-        outputs.add(topic, record.partition % partitions, value, key=key, headers=pairs)
+        if key is not record.key or (value is not record.value and value):
+            headers.append(("driftline.cut", b"%d %d" % (len(record.key or b""), len(record.value or b""))))
+        outputs.add(topic, record.partition % partitions, value, key=key, headers=headers)
 
 
 def _kept(record: Any) -> tuple[bytes | None, bytes | None]:

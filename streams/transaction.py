@@ -218,7 +218,7 @@ async def committed_offsets(
 async def _end_transactions(kafka: str, ids: Iterable[str]) -> None:
     """End what these producers have under way, by becoming them for a moment."""
     for transactional_id in ids:
-        log.warning("%s left a transaction open; it is ended", transactional_id)
+        log.info("%s is gone; whatever it has left open is ended", transactional_id)
         producer = AIOKafkaProducer(bootstrap_servers=kafka.split(","), transactional_id=transactional_id)
         try:
             await producer.start()

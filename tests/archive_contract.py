@@ -221,7 +221,7 @@ class PastRowsContract:
         monkeypatch.setattr(history, "KEYS_AT_ONCE", 2)
 
     def test_rows_at_a_time_are_those_of_a_slow_search(self, archive: Archive) -> None:
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
         @given(st.lists(_ROW, unique=True, max_size=12), _ASKED)
         def check(stored: Stored, asked: list[tuple[int, int, int]]) -> None:
             view = self._store(archive, stored)
@@ -235,7 +235,7 @@ class PastRowsContract:
         check()
 
     def test_rows_between_two_times_come_once_and_in_order(self, archive: Archive) -> None:
-        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=30, suppress_health_check=list(HealthCheck))
         @given(st.lists(_ROW, unique=True, max_size=12), _MS, _MS)
         def check(stored: Stored, since: int, until: int) -> None:
             view = self._store(archive, stored)

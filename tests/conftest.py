@@ -16,10 +16,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from infra.embedded import EmbeddedKafka
 from infra.ports import free_port, is_listening
 
+settings.register_profile("driftline", deadline=None)  # no test says how fast a machine is
+settings.load_profile("driftline")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _CLICKHOUSE = """<yandex>
 <logger><level>warning</level><log>{home}/server.log</log><errorlog>{home}/error.log</errorlog></logger>

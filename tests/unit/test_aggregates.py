@@ -36,7 +36,7 @@ def rows_of(stream: Stream) -> NDArray[np.float32]:
 # ---------------------------------------------------------------- no look-ahead
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(30), streams(15), streams(15))
 def test_what_comes_later_in_the_log_changes_no_row(past: Stream, future: Stream, other: Stream) -> None:
     alone, one, two = rows_of(past), rows_of(past + future), rows_of(past + other)
@@ -44,7 +44,7 @@ def test_what_comes_later_in_the_log_changes_no_row(past: Stream, future: Stream
     assert two[: len(alone)].tobytes() == alone.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(30), KEYS, st.integers(-100, 700), st.data())
 def test_what_a_label_says_does_not_matter_before_it_is_known(
     stream: Stream, key: int, time: int, data: st.DataObject
@@ -59,7 +59,7 @@ def test_what_a_label_says_does_not_matter_before_it_is_known(
     assert rows_of([*stream, row])[-1].tobytes() == rows_of([*map(changed, stream), row])[-1].tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(30), KEYS, st.integers(-100, 700), st.data())
 def test_a_late_row_learns_nothing_from_the_values_of_newer_events(
     stream: Stream, key: int, time: int, data: st.DataObject
@@ -83,7 +83,7 @@ def test_a_late_row_learns_nothing_from_the_values_of_newer_events(
 # ---------------------------------------------------------------- snapshots
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(), st.data())
 def test_a_snapshot_at_any_point_goes_on_bit_for_bit(stream: Stream, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(stream)))
@@ -135,7 +135,7 @@ def test_one_clock_that_runs_ahead_takes_no_mean_away() -> None:
     assert rows[2:] == [[10.0], pytest.approx([15.0])]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

@@ -46,7 +46,7 @@ def apply(changes: Sequence[tuple[str, bytes | None]], blobs: Blobs) -> dict[str
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(changes=CHANGES)
 def test_it_is_like_a_dictionary(kind: str, tmp_path: Path, changes: list[tuple[str, bytes | None]]) -> None:
     place = uuid4().hex

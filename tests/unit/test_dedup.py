@@ -40,7 +40,7 @@ class Reference:
         return True
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STREAMS, st.data())
 def test_answers_are_those_of_the_reference_however_batched(
     stream: list[tuple[int, int]], data: st.DataObject
@@ -56,7 +56,7 @@ def test_answers_are_those_of_the_reference_however_batched(
     assert len(seen) == sum(len(ids) for ids in reference.sets.values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STREAMS)
 def test_a_duplicate_within_the_horizon_is_always_found(stream: list[tuple[int, int]]) -> None:
     added_at: dict[int, int] = {}

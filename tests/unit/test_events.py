@@ -199,7 +199,7 @@ ANY = (
 STAMPS = st.sampled_from([NOW_MS, 0, -1, 2**62])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.none() | ANY, STAMPS), max_size=8))
 def test_any_bytes_become_a_row_or_a_reason(stream: list[tuple[bytes | None, int]]) -> None:
     records = [Record(value, offset, stamp) for offset, (value, stamp) in enumerate(stream)]
@@ -215,7 +215,7 @@ def test_any_bytes_become_a_row_or_a_reason(stream: list[tuple[bytes | None, int
     assert set(labels.label.tolist()) <= {0.0, 1.0}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text("abcdefgh", min_size=8, max_size=8), st.dictionaries(st.text(max_size=8), VALID, max_size=4))
 def test_neither_raw_values_nor_undeclared_fields_get_out(name: str, extra: dict[str, Any]) -> None:
     declared = {**extra, **event(driver=name, zone=name, city=name)}

@@ -119,7 +119,7 @@ def paths_of(events: Any) -> tuple[list[list[Record]], set[str]]:
     return paths, {event_id for _, event_id, where in items if where < 0}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(EVENTS, st.data())
 def test_no_label_loses_the_race_however_the_paths_are_mixed(events: Any, data: st.DataObject) -> None:
     paths, labelled = paths_of(events)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -64,7 +64,6 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([0, 2, 4, 6]).flatmap(
         lambda colour: st.tuples(
@@ -208,7 +207,6 @@ def test_a_file_that_is_cut_short_anywhere_is_refused(kind: str) -> None:
             pixels(text(data[:end]), (4, 4, 1))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 90))
 def test_no_bytes_do_more_than_be_refused(noise: bytes, at: int) -> None:
     for whole in (GOOD, JPEG):

@@ -243,7 +243,7 @@ def state(join: JoinPartition) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in join.snapshot().items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([ZERO, DROP]), STEPS, st.lists(st.integers(0, 14), max_size=4))
 def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int]) -> None:
     log = log_of(steps, made)
@@ -254,7 +254,7 @@ def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int
     assert state(cut) == state(whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([ZERO, DROP]), STEPS, st.integers(0, 14), st.integers(0, 14))
 def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved: int, crashed: int) -> None:
     log = log_of(steps, made)
@@ -271,7 +271,7 @@ def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved
     assert state(second) == state(undisturbed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([ZERO, DROP]), STEPS)
 def test_every_example_is_decided_at_most_once_and_never_before_it_happened(made: Task, steps: Any) -> None:
     join, waiting, decisions = join_of(made), 0, 0

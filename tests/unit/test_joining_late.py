@@ -161,7 +161,7 @@ def small(made: Task, most: int) -> Task:
     return replace(made, label=replace(made.label, in_memory=most))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([ZERO, DROP, IGNORE, SHORT]), STEPS, st.integers(1, 4))
 def test_a_join_without_memory_decides_the_same_in_the_same_order(made: Task, steps: Any, most: int) -> None:
     log = log_of(steps, made)
@@ -174,7 +174,7 @@ def test_a_join_without_memory_decides_the_same_in_the_same_order(made: Task, st
     assert (len(tiny), tiny.early, tiny.remembered) == (len(large), large.early, large.remembered)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([ZERO, DROP]), STEPS, st.integers(0, 14), st.integers(1, 4), st.integers(1, 50))
 def test_a_snapshot_has_what_lies_on_disk_and_fits_another_memory(
     made: Task, steps: Any, saved: int, most: int, other: int

@@ -73,7 +73,7 @@ def rows_of(log: Sequence[Any], partitions: int, size: int) -> dict[str, bytes]:
     st.lists(st.integers(0, 7), max_size=60),
     st.integers(1, 9),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_features_are_the_same_for_any_number_of_partitions(
     steps: list[tuple[int, int]], cuts: list[int], picks: list[int], size: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_features_are_the_same_for_any_number_of_partitions(
 
 
 @given(STREAMS, st.lists(st.integers(0, 7), max_size=60), st.integers(0, 40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_snapshot_anywhere_changes_nothing(
     steps: list[tuple[int, int]], picks: list[int], cut: int
 ) -> None:

@@ -374,7 +374,7 @@ def tables(draw: st.DrawFn, /, rows: st.SearchStrategy[int], **known: Callable[[
 @given(
     tables(st.integers(0, 8)), st.sampled_from([Answers(), Answers(time="ts"), Answers(key="id", label="y")])
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_sample_of_anything_is_proposed_or_refused(sample: pa.Table, answers: Answers) -> None:
     try:
         text = propose(sample, answers)
@@ -392,7 +392,7 @@ def test_a_sample_of_anything_is_proposed_or_refused(sample: pa.Table, answers: 
         account_id=lambda i: f"a{i % 2}",
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_time_and_a_key_are_enough_whatever_else_there_is(sample: pa.Table) -> None:
     assert unclear(sample) == []
     task = task_of(propose(sample))

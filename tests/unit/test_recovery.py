@@ -59,7 +59,7 @@ def replayed(log: KeptLog, first: int, end: int) -> list[int]:
     return offsets
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 20), st.integers(0, 20), st.integers(0, 9), st.sets(st.integers(0, 40)), st.integers(1, 9)
 )

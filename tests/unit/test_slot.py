@@ -296,7 +296,7 @@ def test_a_refresh_is_not_taken_for_a_whole_model():
     assert contents(slot) == before
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_truncation_and_no_flipped_byte_gets_in(data):
     trainer, slot = pair("logistic")

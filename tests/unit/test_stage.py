@@ -63,7 +63,7 @@ def state(of: StagePartition) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in of.snapshot().items()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from([TASK, STRICT]), EVENTS, st.lists(st.integers(0, 25), max_size=5))
 def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int]) -> None:
     log, whole, cut = log_of(steps), stage(made), stage(made)
@@ -72,7 +72,7 @@ def test_cuts_into_batches_change_nothing(made: Task, steps: Any, cuts: list[int
     assert state(cut) == state(whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from([TASK, STRICT]), EVENTS, st.integers(0, 25), st.integers(0, 25))
 def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved: int, crashed: int) -> None:
     log = log_of(steps)
@@ -90,7 +90,7 @@ def test_a_snapshot_and_a_replay_go_on_bit_for_bit(made: Task, steps: Any, saved
     assert state(second) == state(undisturbed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(EVENTS, st.lists(st.integers(0, 25), max_size=4))
 def test_the_second_stage_too(steps: Any, cuts: list[int]) -> None:
     rows = stage().fold(log_of(steps)).rows
@@ -169,7 +169,7 @@ def test_an_event_of_the_future_evicts_no_id() -> None:
     assert (len(again.rows), again.duplicates) == (0, 3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 59))
 def test_dedup_holds_for_its_time_whatever_runs_ahead(minutes: int) -> None:
     one = stage()

@@ -63,7 +63,7 @@ def test_a_snapshot_is_a_copy() -> None:
     assert save_state(snapshot) == before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_or_cut_bytes_are_never_loaded(data: st.DataObject) -> None:
     whole = save_state({"a": np.arange(20), "b": np.zeros((0, 3)), "c": np.frombuffer(b"text", np.uint8)})

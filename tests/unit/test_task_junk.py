@@ -106,7 +106,7 @@ def paths(data: Any, at: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...
         st.sampled_from([*FULL.splitlines(), "x = [", "]", '"""', "'", "{", "}", "\\", "a.b=1"]), max_size=25
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_a_task_or_a_user_error_and_every_key_has_a_line(rows: list[str]) -> None:
     text = "\n".join(rows)
     try:
@@ -163,7 +163,7 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(spoilt() | st.dictionaries(st.sampled_from([*task_parse.TOP, "junk"]), VALUES))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_junk_is_a_task_or_a_user_error(data: dict[str, Any]) -> None:
     outcome = outcome_of(lambda: build_task(data, Source("junk", {}), Path("junk")))
     if isinstance(outcome, UserError):

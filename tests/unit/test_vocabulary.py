@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
@@ -102,7 +102,6 @@ def test_counts_fade_so_that_what_comes_once_in_a_while_stays_out() -> None:
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 40), st.integers(-3, 3)), min_size=1, max_size=9), max_size=30)
 )
-@settings(deadline=None)
 def test_no_two_ids_share_a_row_and_the_map_is_its_own_inverse(steps: list[list[tuple[int, int]]]) -> None:
     words, held = of(admit_after=1, expire_after=20), dict[int, int]()
     for step in steps:

@@ -24,7 +24,7 @@ TOLERANCE = np.array(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams())
 @example([Event(0, 79, 1.0), Event(0, 80, 2.0), Event(0, 0, 4.0), Event(0, 80, 8.0), Event(0, 79, 1.0)])
 @example([Label(0, 10, 1.0), Event(0, 9), Event(0, 10), Label(0, 11, 0.0), Event(0, 11), Event(0, 15)])
@@ -45,7 +45,7 @@ def test_every_value_is_what_the_raw_events_say(stream: Stream) -> None:
         past.append(item)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(), st.data())
 def test_batches_do_not_matter(stream: Stream, data: st.DataObject) -> None:
     events = [item for item in stream if isinstance(item, Event)]
@@ -57,7 +57,7 @@ def test_batches_do_not_matter(stream: Stream, data: st.DataObject) -> None:
     assert_equal_snapshots(whole, cut)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams())
 def test_events_and_labels_commute(stream: Stream) -> None:
     events = [item for item in stream if isinstance(item, Event)]
@@ -76,7 +76,7 @@ def test_events_and_labels_commute(stream: Stream) -> None:
     assert_equal_snapshots(as_it_came, labels_first)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(KEYS, st.integers(0, 600))), KEYS, st.integers(0, 600))
 @example([(7, 41)], 7, 40)
 @example([(7, 40), (7, 41)], 7, 40)

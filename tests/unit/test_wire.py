@@ -56,7 +56,7 @@ def labels_of(ids: list[str], known: np.ndarray) -> Labels:
     return Labels(ids, np.arange(len(ids), dtype=np.float32), known, place.astype(np.int32), place)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from([TASK, BARE]), st.integers(0, 9), st.integers(0, 2**32))
 def test_rows_come_back_bit_for_bit(made: Task, n: int, seed: int) -> None:
     rows = rows_of(made, n, seed)
@@ -117,7 +117,7 @@ def test_rows_of_another_task_file_are_refused() -> None:
     assert unused.rows_hash != TASK.rows_hash  # the columns on the way are not
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_flipped_byte_never_does_worse_than_damaged(data: st.DataObject) -> None:
     whole = bytearray(wire.encode_labelled(labelled_of(TASK, 3)))

@@ -35,6 +35,9 @@ from aiokafka.protocol.types import (
 )
 from faust.types import TP
 
+from infra.errors import UserError
+
+Versions = dict[int, tuple[int, int]]
 _TEXT = CompactString("utf-8")
 _UNSTABLE = 88  # UNSTABLE_OFFSET_COMMIT
 _NOT_OURS = {22, 25, 82}  # ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, FENCED_INSTANCE_ID
@@ -150,11 +153,24 @@ class _OffsetFetchStruct(RequestStruct):  # type: ignore[misc]
     )
 
 
+def _check_version(api: int, version: int, versions: Versions) -> None:
+    lowest, highest = versions.get(api, (0, 0))
+    if not lowest <= version <= highest:
+        raise UserError(
+            "this Kafka is older than 2.5, or a stand-in for it", "Driftline needs Kafka 2.5 or newer"
+        )
+
+
 class _TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):  # type: ignore[misc]
     API_KEY = 28
 
     def __init__(self, *values: Any) -> None:
         self._values = values
+
+    def prepare(self, versions: Versions) -> _TxnOffsetCommitStruct:
+        _check_version(self.API_KEY, _TxnOffsetCommitStruct.API_VERSION, versions)
+        made: _TxnOffsetCommitStruct = super().prepare(versions)
+        return made
 
     def build(self, request_struct_class: type[_TxnOffsetCommitStruct]) -> _TxnOffsetCommitStruct:
         return request_struct_class(*self._values)
@@ -165,6 +181,11 @@ class _OffsetFetch(Request[_OffsetFetchStruct]):  # type: ignore[misc]
 
     def __init__(self, *values: Any) -> None:
         self._values = values
+
+    def prepare(self, versions: Versions) -> _OffsetFetchStruct:
+        _check_version(self.API_KEY, _OffsetFetchStruct.API_VERSION, versions)
+        made: _OffsetFetchStruct = super().prepare(versions)
+        return made
 
     def build(self, request_struct_class: type[_OffsetFetchStruct]) -> _OffsetFetchStruct:
         return request_struct_class(*self._values)

@@ -34,6 +34,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh", "sigmoid")
 LOSSES = ("auto", "bce", "focal", "hinge", "mse", "mae", "huber")
 TABLES = ("hashed", "exact")
 REPLAY_KEEPS = ("newest", "reservoir", "since_drift")
+PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "step", "cosine", "inverse_sqrt", "plateau")
 
 # What a family is made for: the kinds of blocks that it reads as they are, and not as a mean of embeddings.
@@ -56,6 +57,7 @@ MODEL_BOUNDS: dict[str, tuple[float, float]] = {
     "layers": (1, 4),
     "recent_labels": (1, 1_000_000),
     "batch_size": (1, 65536),
+    "shards": (1, 64),
     "momentum": (0, 0.999),
     "l1": (0, 1e6),
     "l2": (0, 1e6),
@@ -252,6 +254,8 @@ class ModelConfig:
     learning_rate: float = 0.002
     batch_size: int = 256
     smallest_batch: int = 0  # above 0: steps start this small and grow to batch_size
+    shards: int = 1  # of a step, whose gradients are added: as many ranks can share it
+    precision: str = "float32"  # of what a step computes; weights and scores are always float32
     replay: int = 0  # how many rows are learned again for each new one ...
     replay_rows: int = 200_000  # ... of so many that are kept ...
     replay_keep: str = "newest"  # ... which are these
@@ -289,6 +293,7 @@ class ModelConfig:
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("replay_keep", self.replay_keep, REPLAY_KEEPS)
+        _check_choice("precision", self.precision, PRECISIONS)
         for name, (low, high) in MODEL_BOUNDS.items():
             if name not in ("hidden", "recent_labels") and not low <= getattr(self, name) <= high:
                 value = getattr(self, name)

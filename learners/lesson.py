@@ -13,6 +13,7 @@ from torch.nn import functional
 from learners.batch import ModelConfig
 from learners.models import Counter, Net
 from learners.optim import Optimiser
+from learners.parallel import ranks
 from learners.schedules import Schedule
 
 # Rows of a step, and the same times weights: above, torch's matrix products make up for what its calls cost.
@@ -79,6 +80,7 @@ class GradientLesson(Steps):
         self.model = model
         self.optimiser = Optimiser(model, model.table, config)
         self.schedule = Schedule(config)
+        self.shards, self._short = config.shards, config.precision == "bfloat16"
 
     @property
     def batch_size(self) -> int:
@@ -98,8 +100,7 @@ class GradientLesson(Steps):
         unique, inverse = found
         # index_select takes a third of the time of table[unique].
         rows = self.model.table.index_select(0, unique).requires_grad_()
-        loss = self.model.objective(numbers, functional.embedding(inverse, rows), label, weight)
-        gradients = torch.autograd.grad(loss, (*self.model.parameters(), rows))
+        loss, gradients = self._gradients(numbers, inverse, rows, label, weight)
         proposal = self.optimiser.propose(loss, gradients, unique, rows, self.schedule.share)
         if not proposal.finite:
             self.model.restore(former)
@@ -108,6 +109,34 @@ class GradientLesson(Steps):
         self.model.remember(label)
         self.schedule.advance(float(loss.detach()) if self.schedule.needs_loss else 0.0)
         return unique
+
+    def _gradients(
+        self, numbers: Tensor, inverse: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Loss and gradients, of the dense weights and, last, of the table's `rows` [u, width]."""
+        wanted = (*self.model.parameters(), rows)
+
+        def of(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+            at = None if weight is None else weight[part]
+            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._short):
+                loss = self.model.objective(
+                    numbers[part], functional.embedding(inverse[part], rows), label[part], at
+                )
+            return loss, torch.autograd.grad(loss, wanted)
+
+        def of_shard(part: slice) -> Tensor:
+            if part.stop == part.start:
+                return rows.new_zeros(1 + sum(each.numel() for each in wanted))
+            loss, gradients = of(part)
+            vector: Tensor = torch.cat([each.detach().flatten() for each in (loss, *gradients)])
+            return vector.mul_((part.stop - part.start) / len(label))
+
+        if self.shards == 1:
+            return of(slice(0, len(label)))
+        mark = self.optimiser.dense.sum()
+        total = ranks().added(of_shard, len(label), self.shards, mark)
+        dense = len(self.optimiser.dense)
+        return total[0], (total[1 : 1 + dense], total[1 + dense :].view_as(rows))
 
     def rewarm(self) -> None:
         """Begin the schedule again."""
@@ -220,6 +249,7 @@ def is_compiled(model: Net, config: ModelConfig) -> bool:
     known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
     small = config.batch_size * sum(weight.numel() for weight in model.parameters()) <= MOST_COMPILED
     plain = plain and not model.values
+    plain = plain and config.shards == 1 and config.precision == "float32" and type(model.table) is Tensor
     here = model.table.device.type == "cpu" and not model.schema.blocks and config.table == "hashed"
     return plain and steady and known and small and here
 

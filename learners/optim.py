@@ -56,7 +56,7 @@ class Rule:
     def start(self, values: Tensor) -> Memory:
         """The memory of weights [P] or [R, width] that no step has touched."""
         shape = (len(values), 1) if self.rowwise and values.ndim == 2 else values.shape
-        return tuple(torch.zeros(shape, device=values.device) for _ in self.memory)
+        return tuple(values.new_zeros(shape) for _ in self.memory)
 
     def step(self, touch: Touch, weight_decay: float) -> tuple[Tensor, Memory]:
         """`update` with the decay."""
@@ -179,7 +179,7 @@ class Optimiser:
         self.dense_memory = self.rule.start(self.dense)
         self.dense_steps = torch.zeros(1, device=table.device)
         self.table_memory = self.rule.start(table)
-        self.table_steps = torch.zeros(len(table), 1, device=table.device)
+        self.table_steps = table.new_zeros((len(table), 1))
 
     @torch.no_grad()
     def propose(
@@ -215,7 +215,7 @@ class Optimiser:
         self.table.index_copy_(0, step.index, step.rows)
         for memory, rows in zip(self.table_memory, step.rows_memory, strict=True):
             memory.index_copy_(0, step.index, rows)
-        self.table_steps.index_add_(0, step.index, torch.ones_like(self.table_steps[: len(step.index)]))
+        self.table_steps.index_add_(0, step.index, torch.ones(len(step.index), 1, device=step.index.device))
 
 
 @torch.no_grad()

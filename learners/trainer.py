@@ -22,8 +22,10 @@ from learners.consolidation import Consolidation
 from learners.lesson import GradientLesson, Learned, lesson_of
 from learners.models import Counter, build_model
 from learners.models.base import tensor
+from learners.parallel import ranks
 from learners.renewal import Renewal
 from learners.replay import Replay
+from learners.spread import spread
 from learners.weights import Update
 
 EVERY_STATISTIC = ("mean", "var", "count", "seen", "label_mean", "label_var")  # that every family keeps
@@ -42,15 +44,28 @@ class Trainer:
 
     Counters: `examples` and `steps` learned from, `dropped` steps that were rejected because something in them
     was not finite. `refresh` numbers what was published; `version` is "lineage.refresh" and names the last
-    published weights, not the steps since.
+    published weights, not the steps since. With `spread_table` each rank has a part of the table (`learners.spread`),
+    and every method is called by all ranks together.
     """
 
     def __init__(
-        self, schema: Schema, config: ModelConfig, seed: int, lineage: str, device: str = "auto"
+        self,
+        schema: Schema,
+        config: ModelConfig,
+        seed: int,
+        lineage: str,
+        device: str = "auto",
+        *,
+        spread_table: bool = False,
     ) -> None:
         self.schema, self.config, self.seed, self.lineage = schema, config, seed, lineage
-        self._device = device
-        self.model = build_model(schema, config, seed, pick_device(device))
+        self._device, self._spread = device, spread_table
+        self.model = build_model(schema, config, seed, None if spread_table else pick_device(device))
+        if spread_table:
+            if isinstance(self.model, Counter):
+                raise ValueError(f"the table of {config.family} cannot be spread over ranks")
+            self.model.table = spread(self.model.table)
+            self.model.to(pick_device(device))
         self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
         self.lesson = lesson_of(self.model, config)
         self.replay = Replay(schema, config.replay_rows, seed, config.replay_keep) if config.replay else None
@@ -97,7 +112,15 @@ class Trainer:
 
     def score(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores float32 [n] by the newest weights (which may be ahead of `version`)."""
-        return self.model.predict(numbers, categories)
+        if self.config.shards == 1 or not len(numbers):
+            return self.model.predict(numbers, categories)
+
+        def of_shard(part: slice) -> Tensor:
+            scores = self.model.predict(numbers[part], categories[part])
+            return torch.from_numpy(scores).to(self.device)
+
+        scores: NDArray[np.float32] = ranks().joined(of_shard, len(numbers), self.config.shards).cpu().numpy()
+        return scores
 
     def train(self, batch: Batch) -> None:
         """Learns the rows in the given order, in steps of `config.batch_size` rows (the last one may be
@@ -215,7 +238,7 @@ class Trainer:
         statistics of the inputs are.
         """
         config, seed = config or self.config, self.seed if seed is None else seed
-        child = Trainer(self.schema, config, seed, lineage, self._device)
+        child = Trainer(self.schema, config, seed, lineage, self._device, spread_table=self._spread)
         mine, its = weights.dense(self.model), weights.dense(child.model)
         alike = config.family == self.config.family
         fits = child.model.table.shape == self.model.table.shape and config.table == self.config.table
@@ -275,7 +298,9 @@ class Trainer:
                 "the state belongs to another schema: the task's features changed since it was saved"
             )
         config = ModelConfig.from_dict(record["config"])
-        loaded = Trainer(self.schema, config, record["seed"], record["lineage"], self._device)
+        loaded = Trainer(
+            self.schema, config, record["seed"], record["lineage"], self._device, spread_table=self._spread
+        )
         loaded._restore(tensors_from_bytes(state[STATE_TENSORS]))
         for name in ("examples", "steps", "dropped", "refresh", "chain", "unsent"):
             setattr(loaded, name, record[name])

@@ -128,9 +128,12 @@ def learn(
         int | None, typer.Option(help="Event time (ms) at which to keep a frozen copy to compare with.")
     ] = None,
 ) -> None:
-    """Run the learner."""
+    """Run the learner; under torchrun, as one of its ranks."""
     import torch
 
+    from learners.parallel import joined
+    from streams.crew import check_ranks
+    from streams.follow import follow
     from streams.learn import Learner, connect
     from streams.prepare import prepare
     from streams.worker import log_plainly
@@ -138,11 +141,18 @@ def learn(
     log_plainly()
     torch.set_num_threads(1)
     loaded = load_task(task)
-    settings = prepare(loaded, connected(kafka))
-    learner = Learner(loaded, settings, *connect(loaded, settings), freeze_at_ms=freeze_at)
-    signal.signal(signal.SIGTERM, lambda *_: learner.stop())
-    signal.signal(signal.SIGINT, lambda *_: learner.stop())
-    learner.run()
+    with joined() as ranks:
+        check_ranks(loaded, ranks)
+        if ranks.rank:
+            for number in (signal.SIGTERM, signal.SIGINT):  # rank 0 says when to end
+                signal.signal(number, signal.SIG_IGN)
+            follow(loaded, connected(kafka), ranks)
+            return
+        settings = prepare(loaded, connected(kafka))
+        learner = Learner(loaded, settings, *connect(loaded, settings), freeze_at_ms=freeze_at)
+        signal.signal(signal.SIGTERM, lambda *_: learner.stop())
+        signal.signal(signal.SIGINT, lambda *_: learner.stop())
+        learner.run()
 
 
 @app.command()

@@ -33,12 +33,14 @@ from learners.cuts import RowsGone, Step
 from learners.entries import Line, OneStep, Position, Steered, Steps, Version, Void, in_order
 from learners.entries import Settings as NewSettings
 from learners.ledger import NO_CHAIN, BrokenLedger, Ledger
+from learners.parallel import ranks
 from learners.recipe import Recipe
 from learners.registry import Registry
 from learners.slot import BadUpdate
 from learners.trainer import warm_up
 from streams.announce import Announcer
 from streams.control import Control
+from streams.crew import Load, Use, Wait
 from streams.heads import Heads
 from streams.kept import Kept, recipe_of, tidy
 from streams.labelled import KafkaLog, LabelledLog, LabelledReader
@@ -124,6 +126,7 @@ class Learner:
                     self._checkpoint()  # 5
                     saved = now
             self._checkpoint()
+            ranks().tell(None)
             self._outlet.close()
             self._source.close()
             self._ledger.close()
@@ -159,6 +162,7 @@ class Learner:
         n, chain = 0, NO_CHAIN
         if found is not None:
             self._saved = found.step
+            ranks().tell(Load(found.step))
             try:
                 self.training.load(found.files, found.meta)
                 n, chain = found.meta["ledger"]["n"], found.meta["ledger"]["chain"]
@@ -166,6 +170,7 @@ class Learner:
                     self._control.position = found.meta.get("commands")
             except (KeyError, ValueError, TypeError) as error:
                 log.warning("checkpoint %d is of another version of Driftline (%r)", found.step, error)
+                ranks().tell(Use(self.training.recipe.to_dict(), fresh=True))
                 return []
         try:
             return list(self._ledger.lines(n, chain))
@@ -214,6 +219,7 @@ class Learner:
     def _learn(self, steps: Sequence[Step]) -> None:
         """Write down these steps, then take them."""
         if not steps:
+            ranks().tell(Wait())
             return
         began, training = now_ms(), self.training
         times = [step.batch.event_ms for step in steps]

@@ -30,6 +30,8 @@ USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule_factor": ("schedule", ("step", "cosine", "plateau")),
     "warmup_steps": _GRADIENTS,
     "smallest_batch": _GRADIENTS,
+    "shards": _GRADIENTS,
+    "precision": _GRADIENTS,
     "replay": _GRADIENTS,
     "replay_rows": _GRADIENTS,
     "replay_keep": _GRADIENTS,

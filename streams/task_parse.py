@@ -14,6 +14,7 @@ from learners.batch import (
     LOSSES,
     MODEL_BOUNDS,
     OPTIMISERS,
+    PRECISIONS,
     REPLAY_KEEPS,
     SCHEDULES,
     TABLES,
@@ -71,6 +72,7 @@ CHOICES = {
     "loss": LOSSES,
     "schedule": SCHEDULES,
     "replay_keep": REPLAY_KEEPS,
+    "precision": PRECISIONS,
     "policy": POLICIES,
 }
 _WHOLE_NUMBERS = {"hidden": ("layer sizes", "[64, 32]"), "recent_labels": ("half-lives", "[4, 24, 96]")}

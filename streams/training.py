@@ -12,11 +12,13 @@ from learners.challenger import Now
 from learners.entrants import FIRST
 from learners.entries import Position, Run, Settings, Steered, Version
 from learners.ledger import Ledger
+from learners.parallel import ranks
 from learners.recipe import Recipe
 from learners.registry import Lineage, Quarantine, Registry
 from learners.slot import trainer_of
 from learners.trainer import Trainer
 from streams.announce import Announcer
+from streams.crew import Learn, Use
 from streams.heads import Heads
 from streams.kept import positions_of
 from streams.publishing import Place, Publisher
@@ -121,6 +123,7 @@ class Training:
 
     def use(self, recipe: Recipe, *, fresh: bool, positions: dict[int, Position]) -> None:
         """Do what a `Settings` of the ledger says."""
+        ranks().tell(Use(recipe.to_dict(), fresh))
         self.recipe, self.arena = recipe, recipe.arena(None if fresh else self.arena)
         self._spent = self.arena.budget.spent
         if fresh:
@@ -128,7 +131,9 @@ class Training:
 
     def learn(self, batch: Batch, runs: Sequence[Run]) -> None:
         """One step, and what comes of it."""
-        events = self.arena.observe(batch, created_ms=now_ms())
+        created_ms = now_ms()
+        ranks().tell(Learn(batch, created_ms))
+        events = self.arena.observe(batch, created_ms)
         self.step += 1
         for run in runs:
             self.positions[run.partition] = run.end
@@ -154,6 +159,7 @@ class Training:
 
         Raises BadUpdate, KeyError or ValueError where the target cannot be had.
         """
+        ranks().tell(asked)
         events, born = steer(self.arena, asked, self.recipe.schema, self._publisher.heads)
         if born:
             self._born[born] = self.step

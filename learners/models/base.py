@@ -245,9 +245,14 @@ def merged(
 
 
 def tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor on `device`; shares memory with the array where it can. Copies read-only ones (Arrow's)."""
-    shared = array if array.flags.writeable else array.copy()
-    return torch.from_numpy(shared).to(device)
+    """A tensor on `device`; shares memory with the array where it can. Copies read-only ones (Arrow's).
+
+    To a GPU it goes from pinned memory, beside what the GPU computes; what it computes next waits for it.
+    """
+    shared = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if device.type != "cuda":
+        return shared.to(device)
+    return shared.pin_memory().to(device, non_blocking=True)
 
 
 def compress(numbers: Tensor) -> Tensor:

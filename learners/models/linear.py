@@ -46,7 +46,7 @@ class Margin(Net):
 
     def margins(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """Margins [n] of raw numbers [n, N] and gathered table rows [n, C, width]; above 0 is positive."""
-        return self.said(numbers, rows)
+        return self.said(numbers, rows).float()
 
     def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """See the base class."""

@@ -77,7 +77,7 @@ class Net(EventModel):
 
     def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """Logits [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
-        return self.said(numbers, rows) + self.base_rate()
+        return self.said(numbers, rows).float() + self.base_rate()
 
     def said(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """`head` of the same as `logits`."""

@@ -20,6 +20,7 @@ from streams.feed import Item, feed
 from streams.privacy import Pseudonymiser
 from streams.simulate import simulate
 from streams.task import Task
+from streams.topics import Topics
 from tests.system import run_support as runs
 
 EVENTS = 6_000
@@ -145,6 +146,41 @@ def test_the_crashes_left_something_to_be_replaced_or_nothing_at_all(history: Hi
     log = (history.settings.log_dir / "archive.log").read_text()
     assert "Traceback" not in log
     assert "is not archived" not in log
+
+
+def test_lineage_asks_the_archive_first(history: History) -> None:
+    run, where = history.settings.data, ("--task", str(history.task.path), "--json")
+    topics = Topics.of(history.task)
+    sent = runs.values(history.settings.kafka, topics.predictions)[0]
+    done = runs.driftline(run, "lineage", sent["event_id"], *where, **history.more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["prediction"]
+    assert found == {name: sent[name] for name in found}
+    assert set(found) == {"score", "version", "event_time", "processed_at", "late", "source"}
+
+    # What no topic has any more, as after their retention: only the archive can tell of it.
+    places = {"event_ms": 5, "processed_ms": 7, "late": 1, "source_partition": 1, "source_offset": 3}
+    archived = {"task": history.task.name, "event_id": "it's old", "version": "L1.9", "score": 0.25, **places}
+    label = {
+        "task": history.task.name,
+        "event_id": "it's old",
+        "source": "label",
+        "label": 1.0,
+        "known_ms": 6,
+    }
+    archive = open_archive(history.settings.archive)
+    archive.insert("predictions", list(archived), [[value] for value in archived.values()])
+    archive.insert("labels", [*label, "served"], [*([value] for value in label.values()), [float("nan")]])
+    archive.close()
+    done = runs.driftline(run, "lineage", "it's old", *where, **history.more)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["prediction"] == {
+        "score": 0.25, "version": "L1.9", "event_time": 5, "processed_at": 7, "late": True,
+        "source": {"partition": 1, "offset": 3},
+    }  # fmt: skip
+    assert facts["label"] == {"label": 1.0, "known_at": 6, "served": None, "source": "label"}
+    assert (facts["version"], facts["trained"]) == (None, [])
 
 
 def test_the_online_store_answers_through_feast(history: History) -> None:

@@ -155,6 +155,11 @@ def kafka_tools() -> KafkaTools:
     return KafkaTools.from_env(os.environ)
 
 
+def torchrun_attempt() -> int:
+    """How often torchrun has started the ranks of this process again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
 def load_secret(path: Path) -> bytes:
     """The 32-byte key for pseudonyms, made at random (mode 0600) by whoever asks first.
 

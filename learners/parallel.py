@@ -19,8 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from infra.errors import UserError
+from infra.settings import torchrun_attempt
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others. One that ends is noticed at once; this is for one that hangs."""
@@ -126,8 +128,12 @@ def joined() -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(dist.get_node_local_rank())
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    _ranks = Ranks(dist.get_rank(), dist.get_world_size())
+        store, rank, count = next(rendezvous("env://"))
+        # torchrun keeps the store over restarts, and with it the addresses of ranks that are dead.
+        own = dist.PrefixStore(f"attempt-{torchrun_attempt()}", store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=PATIENCE)
+    _ranks = Ranks(rank, count)
     try:
         yield _ranks
     finally:

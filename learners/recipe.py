@@ -15,6 +15,7 @@ from learners.budget import USUAL_ARENA, ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import USUAL, GuardConfig
 from learners.space import TuningConfig
+from learners.trainer import pick_device
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class Recipe:
     others: tuple[ModelConfig, ...] = ()  # further challengers
     beside: ArenaConfig = USUAL_ARENA
     tuning: TuningConfig | None = None
+    device: str = "cpu"  # a type of device: the same step has other bits on another one
 
     def arena(self, former: Arena | None = None) -> Arena:
-        """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot)."""
+        """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot).
+
+        Where the device is not to be had, it is on the CPU.
+        """
         arena = Arena(
             self.schema,
             self.champion,
@@ -47,6 +52,7 @@ class Recipe:
             others=self.others,
             beside=self.beside,
             tuning=self.tuning,
+            device=self.device if self.device == pick_device("auto").type else "cpu",
         )
         if former is not None:
             arena.load(*former.state())
@@ -71,6 +77,7 @@ class Recipe:
             "others": [config.to_dict() for config in self.others],
             "beside": msgspec.to_builtins(self.beside),
             "tuning": msgspec.to_builtins(self.tuning),
+            "device": self.device,
         }
 
     @classmethod
@@ -89,6 +96,7 @@ class Recipe:
                 tuple(ModelConfig.from_dict(each) for each in raw["others"]),
                 msgspec.convert(raw["beside"], ArenaConfig),
                 msgspec.convert(raw["tuning"], TuningConfig | None),
+                str(raw["device"]),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

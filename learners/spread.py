@@ -1,8 +1,9 @@
 """A table whose rows are spread over the ranks: row r lies with rank r % ranks. The rest of the learner sees a tensor.
 
-Plain torch.distributed, for a table, and the optimiser's memory of it, that does not fit into one GPU. Reading rows is done by all ranks together, as whatever is in `learners.parallel`: each sends those that it has.
-Writing needs no word, as every rank knows what is written and keeps its part. Rows are copied and never added, so a
-spread table is the same to the bit as one that is whole.
+Plain torch.distributed, for a table, and the optimiser's memory of it, that does not fit into one GPU. Reading rows is
+done by all ranks together, as whatever is in `learners.parallel`: each sends those that it has. Writing needs no word,
+as every rank knows what is written and keeps its part. Rows are copied and never added, so a spread table is the same,
+to the bit, as one that is whole.
 
 Only what the learner does with a table works: reading and writing rows by their numbers or by a mask. All else is a
 TypeError, so nothing gathers the whole table unseen.
@@ -28,15 +29,15 @@ class Spread(Tensor):
     def __new__(cls, part: Tensor, rows: int) -> "Spread":
         """A table of so many rows in all."""
         shape = (rows, *part.shape[1:])
-        made: Spread = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=part.dtype, device=part.device)  # type: ignore[attr-defined]
+        made: Spread = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=part.dtype, device=part.device)
         made.part = part
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Spread({tuple(self.shape)}, {len(self.part)} here)"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """What torch is asked to do with the table."""

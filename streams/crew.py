@@ -53,7 +53,8 @@ Command = Load | Use | Learn | Wait | Steered | None
 
 def check_ranks(task: Task, ranks: Ranks) -> None:
     """Every rank has a part of every step. Raises UserError."""
-    for table, config in (("model", task.model), ("challenger", task.challenger)):
+    others = [("challenger", config) for config in (task.challenger, *task.others)]
+    for table, config in (("model", task.model), *others):
         if config.family in GRADIENT_FAMILIES and config.shards < ranks.count:
             raise UserError(
                 f"{ranks.count} ranks cannot share a step of [{table}], whose shards is {config.shards}",

@@ -22,7 +22,7 @@ def follow(task: Task, settings: Settings, ranks: Ranks) -> None:
     """What a rank above 0 does until rank 0 has ended. Raises UserError when a rank is gone."""
     kept = Kept.of(settings, task.name)
     heads, recipe = Heads(kept.store, task.name), recipe_of(task)
-    warm_up(task.schema, task.model, task.challenger)
+    warm_up(task.schema, task.model, task.challenger, *task.others)
     arena = recipe.arena()
     while (command := ranks.hear()) is not None:
         try:

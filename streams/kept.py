@@ -15,6 +15,7 @@ from infra.settings import Settings
 from learners import checkpoint
 from learners.entries import Position
 from learners.recipe import Recipe
+from learners.trainer import pick_device
 from streams.task import Task
 
 ANCHOR_EVERY_MS = 6 * 3_600_000
@@ -22,7 +23,7 @@ _NEWEST = 3
 
 
 def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
-    """What a task file says about the arena."""
+    """What a task file says about the arena, and the device that there is."""
     return Recipe(
         task.schema,
         task.model,
@@ -35,6 +36,7 @@ def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
         task.others,
         task.arena,
         task.tuning,
+        pick_device("auto").type,
     )
 
 

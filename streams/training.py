@@ -116,7 +116,7 @@ class Training:
 
     def change(self, recipe: Recipe) -> None:
         """Go on with other settings."""
-        why = "the task file changed"
+        why = "the task file changed, or the device"
         entry = Settings(self.step, recipe.hash, recipe.to_dict(), False, why, self.positions)
         self._ledger.append(entry, now_ms())
         self.use(recipe, fresh=False, positions=self.positions)

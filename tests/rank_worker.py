@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as tensors_to_bytes
@@ -15,8 +16,8 @@ from learners.trainer import Trainer
 from tests.learner_rows import RICH, SCHEMA, contents, rows, trainer_of
 
 STEPS, SIZE = 12, 96
-SMALL = {"rows": 301, "embedding": 4, "hidden": [8], "batch_size": 32, "learning_rate": 0.01}
-SPREAD = {
+SMALL: dict[str, Any] = {"rows": 301, "embedding": 4, "hidden": [8], "batch_size": 32, "learning_rate": 0.01}
+SPREAD: dict[str, dict[str, Any]] = {
     "adam": {"family": "dcn", "shards": 2},
     "alone": {"family": "logistic", "optimiser": "ftrl"},
     "exact": {"family": "mlp", "optimiser": "rowwise_adagrad", "table": "exact", "rows": 16, "shards": 3},

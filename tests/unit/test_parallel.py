@@ -94,7 +94,8 @@ def test_a_step_in_shards_is_a_whole_step_but_for_rounding(family: str) -> None:
         np.testing.assert_allclose(scores[0], scores[1], atol=2e-4)
         whole.train(batch)
         cut.train(batch)
-    np.testing.assert_allclose(*np.array(losses).T, rtol=1e-3)
+    one, other = np.array(losses).T
+    np.testing.assert_allclose(one, other, rtol=1e-3)
     assert whole.steps == cut.steps > 0
 
 
@@ -140,5 +141,8 @@ def test_more_ranks_than_shards_are_refused() -> None:
     ) as caught:
         check_ranks(task, Ranks(0, 2))
     assert caught.value.fix.startswith("write shards = 2 under [model]")
+    third = replace(shared, others=(task.model,))
+    with pytest.raises(UserError, match=r"\[challenger\], whose shards is 1"):
+        check_ranks(third, Ranks(1, 2))
     counting = replace(task, model=ModelConfig(family="knn"), challenger=ModelConfig(family="naive_bayes"))
     check_ranks(counting, Ranks(0, 2))

@@ -22,7 +22,7 @@ from learners.consolidation import Consolidation
 from learners.lesson import GradientLesson, Learned, lesson_of
 from learners.models import Counter, build_model
 from learners.models.base import tensor
-from learners.parallel import ranks
+from learners.parallel import cuts, ranks
 from learners.renewal import Renewal
 from learners.replay import Replay
 from learners.spread import spread
@@ -62,8 +62,10 @@ class Trainer:
         self._device, self._spread = device, spread_table
         self.model = build_model(schema, config, seed, None if spread_table else pick_device(device))
         if spread_table:
-            if isinstance(self.model, Counter):
-                raise ValueError(f"the table of {config.family} cannot be spread over ranks")
+            if isinstance(self.model, Counter) or config.ewc:
+                raise ValueError(
+                    f"a table of {config.family} (ewc {config.ewc:g}) cannot be spread over ranks"
+                )
             self.model.table = spread(self.model.table)
             self.model.to(pick_device(device))
         self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
@@ -119,7 +121,12 @@ class Trainer:
             scores = self.model.predict(numbers[part], categories[part])
             return torch.from_numpy(scores).to(self.device)
 
-        scores: NDArray[np.float32] = ranks().joined(of_shard, len(numbers), self.config.shards).cpu().numpy()
+        n, shards = len(numbers), self.config.shards
+        if self._spread:  # rows of the table are fetched by all ranks together
+            joined = torch.cat([of_shard(part) for part in cuts(n, shards)])
+        else:
+            joined = ranks().joined(of_shard, n, shards)
+        scores: NDArray[np.float32] = joined.cpu().numpy()
         return scores
 
     def train(self, batch: Batch) -> None:

@@ -306,7 +306,7 @@ def complaint(old: str, new: str) -> str:
             'policy = "beter"',
             53,
             'drift.policy is "beter"',
-            'did you mean "better"? use one of better, always, manual, shadow',
+            'did you mean "better"? use one of drift, better, always, manual, shadow',
         ),
         (
             'commit_every = "5ms"',

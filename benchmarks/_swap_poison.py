@@ -105,7 +105,7 @@ def poison(bench: Bench, task: Task, rounds: int) -> Mapping[str, float]:
     global ROWS
     ROWS = labelled(task, 4_000, 1, turn=1.0).batch()
     topics, settings = Topics.of(task), bench.settings
-    source, outlet, _ = connect(task, settings)
+    source, outlet, *_ = connect(task, settings)
     control = Saboteur(bench.kafka, topics)
     control.learner = Learner(task, settings, source, outlet, control)
     thread = threading.Thread(target=control.learner.run)

@@ -63,6 +63,7 @@ class Arena:
         others: Sequence[ModelConfig] = (),
         beside: ArenaConfig = USUAL_ARENA,
         tuning: TuningConfig | None = None,
+        served: bool = False,
     ) -> None:
         self._schema, self._settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
@@ -73,7 +74,7 @@ class Arena:
         self._guarding = guard
         self._harm = partial(Segments, segments, drift.max_segment_harm)
         self.guard: Guard | None = None
-        self._detectors = Detectors(schema, drift)
+        self._detectors = Detectors(schema, drift, served=served)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
         self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
@@ -91,9 +92,12 @@ class Arena:
         """Those on trial."""
         return self.trials.challengers
 
-    def psi(self) -> dict[str, float]:
-        """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
-        return self._detectors.psi()
+    def warned(self, alert: Alert) -> Alert | None:
+        """Inputs or scores of served events moved; what is to be told (see `Detectors.warned`).
+
+        Challengers start when the labels of these events come.
+        """
+        return self._detectors.warned(alert)
 
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
@@ -151,15 +155,16 @@ class Arena:
         champion = self.champion.lineage
         alerts = self._detect(batch, scores[champion], losses[champion])  # 4
         self._judged.note(batch.label, scores[champion])  # for the losses of the next step
-        if alerts:
-            self.champion.drifted(self._buffer, alerts[0].since_ms)  # what it learned holds less now
+        news = [*alerts, *self._detectors.due]
+        if news:
+            self.champion.drifted(self._buffer, news[0].since_ms)  # what it learned holds less now
         events += alerts
         seen = Seen(batch, scores, losses, self._measured.segmented(batch, self._drift.segment_share))
         events += self._watch(seen, now)  # 5
         events += self._judge(seen, now)
         events += self._learn(lesson)  # 6
         events += self._tune(batch, now)  # 7
-        events += self._start(alerts, now)  # 8
+        events += self._start(news, now)  # 8
         return events
 
     def _pay(self, rows: int) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from learners.drift import Alert
+
 Position = tuple[int, int]
 """The offset of the next record of a partition, and how many of its rows are done already."""
 
@@ -107,6 +109,18 @@ class Steered(msgspec.Struct, frozen=True, tag="steered", tag_field="kind"):
     created_ms: int
 
 
+class Warned(msgspec.Struct, frozen=True, tag="warned", tag_field="kind"):
+    """Inputs or scores of served events moved, noticed after `step` steps by who watches them, without labels.
+
+    `positions` are the offsets at which the watch of the examples went on, `seen` the rows that it had looked at.
+    """
+
+    step: int
+    alert: Alert
+    positions: dict[int, int]
+    seen: int
+
+
 class Void(msgspec.Struct, frozen=True, tag="void", tag_field="kind"):
     """Steps after `step` that the ledger has so far were never finished and cannot be repeated."""
 
@@ -114,7 +128,7 @@ class Void(msgspec.Struct, frozen=True, tag="void", tag_field="kind"):
     why: str
 
 
-Entry = Settings | Steps | Version | Steered | Void
+Entry = Settings | Steps | Version | Steered | Warned | Void
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -136,7 +150,7 @@ class OneStep:
     settings: str
 
 
-def in_order(lines: Iterable[Line], done: int) -> Iterator[OneStep | Settings | Version | Steered]:
+def in_order(lines: Iterable[Line], done: int) -> Iterator[OneStep | Settings | Version | Steered | Warned]:
     """What is to be repeated after the first `done` steps, in the order in which it happened.
 
     Several steps are announced by one entry, so a version that was made between them stands after all of them.

@@ -49,6 +49,7 @@ class Recipe:
             freeze_at_ms=self.freeze_at_ms,
             guard=self.guard,
             segments=self.segments,
+            served=True,  # `streams.watching` looks at inputs and scores
             others=self.others,
             beside=self.beside,
             tuning=self.tuning,

@@ -121,6 +121,17 @@ class ShiftDetector:
             for window in self._habit:
                 window[statistic] = np.nan
 
+    @property
+    def seen(self) -> int:
+        """Rows of all full blocks so far."""
+        return self._seen
+
+    def alarmed(self, seen: int) -> None:
+        """It alarmed after `seen` rows, which this one did not all see: go on as after an alarm."""
+        self._seen, self._quiet_until = seen, seen + self._config.cooldown
+        self._pending = self._pending.slice(0, 0)
+        self._rebase()
+
     def _rebase(self) -> None:
         """Forget what was normal."""
         for block in self._blocks[-BLOCKS:]:

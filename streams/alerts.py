@@ -15,10 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def keep_evidence(store: Blobs, task: str, alert: Alert) -> str:
-    """Store what the alert rests on; the name of the file, "" where there is nothing to store or no room for it."""
-    if not alert.details:
-        return ""
+    """Store what the alert rests on; the name of the file, "" where there is nothing to store or no room for it.
+
+    An alert out of the training ledger has nothing with it, and its file is there already.
+    """
     name = f"alerts/{task}/{alert.alert_id}.{alert.level}.json"
+    if not alert.details:
+        return name if evidence_of(store, name) is not None else ""
     try:
         store.put(name, json.dumps(dict(alert.details)).encode())
     except OSError as error:

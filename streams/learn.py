@@ -9,8 +9,9 @@ positions live in its checkpoint, next to the weights they led to. One round:
    (`streams.announce`);
 3. a promotion or a rollback publishes the new champion whole, a swap (`streams.publishing`); between the steps it is
    looked at what the workers report and what people ask for (`streams.steering`), which may end in one as well;
-4. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too;
-5. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
+4. what was served since is looked at, without labels; an alarm has its line in the ledger (`streams.watching`);
+5. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too;
+6. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
    positions and the place in the ledger, manifest last; and a whole model for workers that start (`heads`).
 
 After a crash the newest checkpoint is loaded and the lines after it are followed: the same steps, the same versions at
@@ -19,6 +20,7 @@ the same places, so the weights are those of a learner that was never disturbed,
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from infra.clock import now_ms
 from infra.disk import usable
@@ -30,7 +32,7 @@ from learners.challenger import Now
 from learners.checkpoint import Checkpoint
 from learners.costs import Costs
 from learners.cuts import RowsGone, Step
-from learners.entries import Line, OneStep, Position, Steered, Steps, Version, Void, in_order
+from learners.entries import Line, OneStep, Position, Steered, Steps, Version, Void, Warned, in_order
 from learners.entries import Settings as NewSettings
 from learners.ledger import NO_CHAIN, BrokenLedger, Ledger
 from learners.parallel import ranks
@@ -38,6 +40,7 @@ from learners.recipe import Recipe
 from learners.registry import Registry
 from learners.slot import BadUpdate
 from learners.trainer import warm_up
+from streams.alerts import keep_evidence
 from streams.announce import Announcer
 from streams.control import Control
 from streams.crew import Load, Use, Wait
@@ -50,6 +53,7 @@ from streams.steering import Steering
 from streams.task import Task
 from streams.topics import Topics
 from streams.training import Training
+from streams.watching import ServedWatch
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +63,13 @@ CHECKPOINT_WORK_MS = 3_000  # learning since a checkpoint is repeated after a cr
 MOST_STEPS = 64  # of a round: a refresh, a checkpoint and a request to stop wait for its end
 
 
-def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet, Control]:
-    """The learner's way in and out by Kafka, and what steers it."""
+def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet, Control, LabelledLog]:
+    """The learner's way in and out by Kafka, what steers it, and what is served."""
     topics = Topics.of(task)
-    source = KafkaLog(settings.kafka, topics.labelled, settings.partitions)
-    return source, KafkaOutlet(settings.kafka, topics.model_updates), Control(settings.kafka, topics)
+    source, served = (
+        KafkaLog(settings.kafka, topic, settings.partitions) for topic in (topics.labelled, topics.examples)
+    )
+    return source, KafkaOutlet(settings.kafka, topics.model_updates), Control(settings.kafka, topics), served
 
 
 class Learner:
@@ -76,6 +82,7 @@ class Learner:
         source: LabelledLog,
         outlet: Outlet,
         control: Control | None = None,
+        served: LabelledLog | None = None,
         *,
         freeze_at_ms: int | None = None,
         checkpoint_every_ms: int = CHECKPOINT_EVERY_MS,
@@ -97,6 +104,8 @@ class Learner:
             self._wanted, self._ledger, publisher, Announcer(task, outlet, store), registry
         )
         self._reader = LabelledReader(source, task.model.batch_size, task.rows_hash, self.training.metrics)
+        self._served = served
+        self._watch = ServedWatch(task, served, self.training.metrics) if served else None
         self._publisher = publisher
         self._saved = 0  # checkpoints
         self._worked_ms = 0  # learning since the newest one
@@ -118,17 +127,20 @@ class Learner:
             while not self._stop:
                 self._learn(self._reader.steps(MOST_STEPS))  # 1, 2, 3
                 self._steer()
+                self._look()  # 4
                 now = now_ms()
                 if now - refreshed >= self._task.serving.refresh_every_ms:
-                    self.training.refresh()  # 4
+                    self.training.refresh()  # 5
                     refreshed = now
                 if now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS:
-                    self._checkpoint()  # 5
+                    self._checkpoint()  # 6
                     saved = now
             self._checkpoint()
             ranks().tell(None)
             self._outlet.close()
             self._source.close()
+            if self._served is not None:
+                self._served.close()
             self._ledger.close()
             if self._control is not None:
                 self._control.close()
@@ -145,6 +157,8 @@ class Learner:
             self._begin(f"the features of {self._task.name} changed")
         elif training.recipe != self._wanted:
             training.change(self._wanted)
+        if self._watch is not None:
+            self._watch.start()
         training.settle()
         took = (now_ms() - began) / 1000
         log.info("ready with %s at step %d after %.1f s", training.arena.champion.version, repeated, took)
@@ -165,6 +179,8 @@ class Learner:
             ranks().tell(Load(found.step))
             try:
                 self.training.load(found.files, found.meta)
+                if self._watch is not None and "served" in found.meta:
+                    self._watch.load(found.files, found.meta["served"])
                 n, chain = found.meta["ledger"]["n"], found.meta["ledger"]["chain"]
                 if self._control is not None:
                     self._control.position = found.meta.get("commands")
@@ -196,6 +212,10 @@ class Learner:
                         training.learn(reader.again(each), each.runs)
                     case Steered():
                         training.steer(each)
+                    case Warned():
+                        training.warned(each.alert)
+                        if self._watch is not None:
+                            self._watch.alarmed(each.positions, each.seen)
                     case Version():
                         if not training.publish_again(each):
                             log.error("%s is not what it was when it was published", each.version)
@@ -254,6 +274,18 @@ class Learner:
                 self._ledger.append(each, now.created_ms)
                 training.steer(each)
 
+    def _look(self) -> None:
+        """See whether what is served moved; that is written down before it is told."""
+        if (watch := self._watch) is None:
+            return
+        if (alert := watch.turn()) is not None:
+            step, positions = self.training.step, dict(watch.positions)
+            keep_evidence(self._kept.store, self._task.name, alert)
+            alert = replace(alert, details={})
+            self._ledger.append(Warned(step, alert, positions, watch.seen), now_ms())
+            self.training.warned(alert)
+        self.training.tell_feature_drift(watch.psi(), watch.event_ms)
+
     def _checkpoint(self) -> None:
         """Everything that the log led to, in one bundle; then a whole model for workers that start."""
         self.training.refresh()
@@ -265,6 +297,9 @@ class Learner:
             files, meta = self.training.state()
             if self._control is not None:
                 meta["commands"] = self._control.position
+            if self._watch is not None:
+                watched, meta["served"] = self._watch.state()
+                files |= watched
             checkpoint.save(store, prefix, self._saved, files, meta | {"created_ms": now_ms()})
             self._ledger.prune(tidy(self._kept, self._source.oldest()))
             self.training.keep_head()

@@ -13,7 +13,7 @@ from learners.admission import BadUpdate
 from learners.arena import Arena
 from learners.checkpoint import IncompleteCheckpoint
 from learners.cuts import RowsGone
-from learners.entries import Line, OneStep, Position, Settings, Steered, Version, in_order
+from learners.entries import Line, OneStep, Position, Settings, Steered, Version, Warned, in_order
 from learners.ledger import BrokenLedger, read_lines
 from learners.recipe import Recipe
 from streams.heads import Heads
@@ -116,6 +116,8 @@ def _repeat(
                 told(done, wanted.step - start.step)
             case Steered():
                 steer(arena, each, recipe.schema, heads)
+            case Warned():
+                arena.warned(each.alert)
             case Version():
                 meta, _ = made_again(arena.champion, each, each.event_ms, 0)
                 if (meta["version"], meta["chain"], meta["sha256"]) != (

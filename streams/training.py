@@ -9,6 +9,7 @@ from infra.metrics import Metrics
 from learners.arena import Arena, Decision, Event
 from learners.batch import Batch, Schema
 from learners.challenger import Now
+from learners.drift import Alert
 from learners.entrants import FIRST
 from learners.entries import Position, Run, Settings, Steered, Version
 from learners.ledger import Ledger
@@ -141,7 +142,6 @@ class Training:
         self.metrics.count("trained_total", len(batch))
         self._note_work()
         self._handle(events)
-        self._announcer.tell_feature_drift(self.arena.psi(), self._event_ms)
 
     def _note_work(self) -> None:
         """What was spent of the arena's budget since the last step."""
@@ -164,6 +164,15 @@ class Training:
         if born:
             self._born[born] = self.step
         self._handle(events)
+
+    def warned(self, alert: Alert) -> None:
+        """Inputs or scores of served events moved."""
+        if (told := self.arena.warned(alert)) is not None:
+            self._announcer.tell(told)
+
+    def tell_feature_drift(self, psi: dict[str, float], event_ms: int) -> None:
+        """Tell how far each column of served events has moved."""
+        self._announcer.tell_feature_drift(psi, event_ms)
 
     def tell(self, decision: Decision) -> None:
         """Tell of a decision that changes no model."""

@@ -1,12 +1,14 @@
 """One drift, one alert, whichever detectors notice it; and how the drift benchmark counts alarms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks import _drift_peers as peers
 from learners.batch import Batch, Schema
 from learners.detectors import Detectors
-from learners.drift import Alert, DriftConfig
+from learners.drift import Affected, Alert, DriftConfig
 from learners.packing import pack, unpack
 
 SCHEMA = Schema(("x",), (), "t")
@@ -54,12 +56,63 @@ def test_what_comes_after_the_cooldown_is_another_drift() -> None:
     assert len({alert.alert_id for alert in alerts}) == 2
 
 
+def warning(since: int, until: int) -> Alert:
+    """What the watch of served events says of an input that moved, by the rows of the stream."""
+    moved = Affected("x", 0.9, "3 in the middle instead of 0")
+    times = since * 1_000, until * 1_000
+    return Alert(
+        "psi-9",
+        "psi",
+        "input",
+        "x",
+        1.0,
+        0.3,
+        f"e{since}",
+        *times,
+        "L1.0",
+        "x is 3",
+        0.9,
+        (moved,),
+        {"large": 1},
+    )
+
+
+def test_a_warning_is_told_at_once_and_is_an_alarm_when_the_labels_come() -> None:
+    batch, losses = stream(18_000, 18_000, CHANGE + 500)
+    detectors = Detectors(SCHEMA, CONFIG, served=True)
+    assert feed(detectors, batch.slice(0, 6_000), losses) == []
+    told = warning(CHANGE, CHANGE + 800)  # the labels are 6,000 events behind
+    assert detectors.warned(told) == told
+    assert feed(detectors, batch.slice(0, CHANGE), losses, 6_000) == []
+    assert detectors.due == []
+    (alert,) = feed(detectors, batch.slice(0, CHANGE + 250), losses, CHANGE) or detectors.due
+    assert alert == replace(told, details={})
+    (alert,) = feed(detectors, batch, losses, CHANGE + 250)
+    assert (alert.alert_id, alert.level, alert.features) == ("psi-9", "loss", told.features)
+    assert detectors.due == []
+
+
+def test_a_warning_about_the_drift_of_a_loss_alarm_is_no_news_and_one_about_later_events_is() -> None:
+    batch, losses = stream(18_000, 18_000, CHANGE)
+    detectors = Detectors(SCHEMA, CONFIG, served=True)
+    (alert,) = feed(detectors, batch.slice(0, CHANGE + 1_000), losses)
+    assert detectors.warned(warning(CHANGE, CHANGE + 600)) is None
+    later = warning(alert.event_ms // 1_000 + 5_000, alert.event_ms // 1_000 + 6_000)
+    assert detectors.warned(later) == later
+
+
+def test_who_does_not_watch_inputs_is_silent_about_them() -> None:
+    assert feed(Detectors(SCHEMA, CONFIG, served=True), *stream(18_000, CHANGE, 18_000)) == []
+
+
 @pytest.mark.parametrize("stop", [12_250, 13_250, 14_000])
 def test_a_restart_changes_nothing(stop: int) -> None:
     batch, losses = stream(18_000, CHANGE, CHANGE + 1_500)
     first, second = Detectors(SCHEMA, CONFIG), Detectors(SCHEMA, CONFIG)
     before = feed(first, batch.slice(0, stop), losses)
+    first.warned(warning(30_000, 31_000))
     second.load(unpack(pack(first.state())))
+    assert pack(second.state()) == pack(first.state())
     assert before + feed(second, batch, losses, stop) == feed(Detectors(SCHEMA, CONFIG), batch, losses)
 
 

@@ -1,0 +1,125 @@
+"""Watching what is served, before its labels are known: inputs and scores of the examples topic.
+
+Labels may come a week after their events; an input that is missing or in other units since today is in the examples of
+today. The learner reads them too, beside the labelled rows, and lets `learners.shift` look at each once, in the order
+of the times of their records. What it notices is written into the training ledger before it is told, with the place in
+the topic that it was noticed at, so that a learner that is started again neither forgets it nor notices it twice.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.kafka import Record
+from infra.metrics import Metrics
+from learners.batch import Batch
+from learners.drift import Alert
+from learners.packing import pack, unpack
+from learners.shift import ShiftDetector
+from streams.labelled import LabelledLog
+from streams.task import Task
+from streams.wire import EXAMPLES, KIND, Damaged, decode_examples
+
+log = logging.getLogger(__name__)
+
+STATE = "served.npz"
+MOST_RECORDS = 256  # of a turn: learning waits for its end
+MOST_WAITING = 256  # records of a partition that are kept while another one's are awaited
+
+
+class ServedWatch:
+    """Reads a task's examples and says when inputs or scores moved. First `load` a state if there is one, then `start`.
+
+    `positions` is the offset at which each partition goes on.
+    """
+
+    def __init__(self, task: Task, source: LabelledLog, metrics: Metrics) -> None:
+        self._task, self._log, self._metrics = task, source, metrics
+        self._made_for = f"{task.schema_hash} {task.drift}"
+        self._detector = ShiftDetector(task.schema, task.drift)
+        self._lineage = ""
+        self._waiting: dict[int, deque[Record]] = {}
+        self.positions: dict[int, int] = {}
+        self.event_ms = 0
+
+    def start(self) -> None:
+        """Read on at `positions`; a partition without one, or whose place is gone, at its oldest record."""
+        oldest = self._log.oldest()
+        self.positions = {p: max(first, self.positions.get(p, 0)) for p, first in oldest.items()}
+        self._waiting = {p: deque() for p in self.positions}
+        self._log.start(self.positions)
+
+    def turn(self) -> Alert | None:
+        """Look at what is there, without waiting, up to the first alarm."""
+        skip = {p for p, records in self._waiting.items() if len(records) >= MOST_WAITING}
+        for record in self._log.poll(0, skip):
+            self._waiting[record.partition].append(record)
+        behind = self._log.behind()
+        for _ in range(MOST_RECORDS):
+            if any(not self._waiting[p] for p in behind):  # what it has may be older
+                return None
+            heads = [(records[0].timestamp, p) for p, records in self._waiting.items() if records]
+            if not heads:
+                return None
+            record = self._waiting[min(heads)[1]].popleft()
+            self.positions[record.partition] = record.offset + 1
+            if alert := self._look(record):
+                return alert
+        return None
+
+    def _look(self, record: Record) -> Alert | None:
+        if dict(record.headers).get(KIND) != EXAMPLES:
+            return None
+        try:
+            rows, served, versions = decode_examples(record.value, self._task.rows_hash)
+        except Damaged:
+            self._metrics.count("damaged_total")
+            return None
+        if not len(rows):
+            return None
+        lineage = versions[-1].partition(".")[0]  # a record is of one version
+        if lineage != self._lineage:
+            if self._lineage:
+                self._detector.swapped()
+            self._lineage = lineage
+        unknown = np.zeros(len(rows), np.float32)
+        batch = Batch(rows.ids, rows.event_ms, rows.event_ms, rows.numbers, rows.categories, served, unknown)
+        self.event_ms = max(self.event_ms, int(rows.event_ms.max()))
+        found = self._detector.update(batch, served, versions[-1])
+        return found[0] if found else None
+
+    def psi(self) -> dict[str, float]:
+        """PSI of each watched column in the newest window (see `ShiftDetector.psi`)."""
+        return self._detector.psi()
+
+    def alarmed(self, positions: Mapping[int, int], seen: int) -> None:
+        """An alarm of the ledger, after `seen` rows: go on behind it, as after any alarm."""
+        self.positions = dict(positions)
+        self._detector.alarmed(seen)
+
+    @property
+    def seen(self) -> int:
+        """Rows that were looked at in whole blocks."""
+        return self._detector.seen
+
+    def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Everything: files, and a record ready for JSON."""
+        record = {
+            "made_for": self._made_for,
+            "lineage": self._lineage,
+            "positions": self.positions,
+            "event_ms": self.event_ms,
+        }
+        return {STATE: pack(self._detector.state())}, record
+
+    def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+        """The inverse of `state`. With other features or settings only the place is taken over."""
+        self.positions = {int(p): int(offset) for p, offset in record["positions"].items()}
+        if record["made_for"] == self._made_for:
+            arrays: dict[str, NDArray[Any]] = unpack(files[STATE])
+            self._detector.load(arrays)
+            self._lineage, self.event_ms = record["lineage"], record["event_ms"]

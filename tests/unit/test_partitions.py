@@ -1,7 +1,7 @@
 """The owner of a worker's partitions, with a committer that holds back its answers: what is processed and when."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,8 +104,8 @@ class Scene:
         return [each for each in self.said if each[0] in kinds]
 
 
-def play(act: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(act(), 20))  # type: ignore[arg-type]
+def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(act(), 20))
 
 
 def test_one_pass_takes_what_waits_for_all_partitions_and_commits_it_together() -> None:

@@ -29,7 +29,7 @@ from learners.segments import Segments
 from learners.space import TuningConfig
 from learners.trainer import Trainer
 from learners.trials import Trials
-from learners.tuning import Tuning, described, evidence
+from learners.tuning import Tuning
 from learners.work import work_us
 
 __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
@@ -79,11 +79,11 @@ class Arena:
         self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
         self.budget = Budget(beside, tuning.budget if tuning else 0.0)
-        self._rungs = tuning.rungs if tuning else 0
-        self.tuning = Tuning(schema, tuning, seed, device, drift.cooldown, self._judged) if tuning else None
+        learned = (drift.cooldown, self._judged, self._decisions)
+        self.tuning = Tuning(schema, tuning, seed, device, *learned) if tuning else None
         self.trials = Trials(
             schema, (champion, challenger), others, drift, seed, device, self._decisions, self._harm, self.budget,
-            tuned=tuning is not None,
+            self.tuning,
         )  # fmt: skip
         self.examples = 0  # labelled examples observed
 
@@ -163,7 +163,8 @@ class Arena:
         events += self._watch(seen, now)  # 5
         events += self._judge(seen, now)
         events += self._learn(lesson)  # 6
-        events += self._tune(batch, now)  # 7
+        if self.tuning is not None:
+            events += self.tuning.observe(batch, self.champion, self.examples, self.budget, now)  # 7
         events += self._start(news, now)  # 8
         return events
 
@@ -317,18 +318,7 @@ class Arena:
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
         """Challengers, where an alert or the policy asks for them; and one that was tuned, if it waits."""
-        made = self.trials.start(alerts, self.champion, self._buffer, self.examples, now)
-        if self.tuning is not None:
-            made += self.trials.admit(self.tuning, self.champion, self._buffer, now)
-        return [*made]
-
-    def _tune(self, batch: Batch, now: Now) -> list[Event]:
-        """Let the population have the batch; a decision at the end of a rung."""
-        rung = self.tuning and self.tuning.observe(batch, self.champion, self.examples, self.budget)
-        if not rung:
-            return []
-        reason, champion = described(rung, self._rungs), self.champion.lineage
-        return [self._decisions.plain("tune", champion, champion, reason, evidence(rung), now)]
+        return [*self.trials.start(alerts, self.champion, self._buffer, self.examples, now)]
 
     def born(self, config: ModelConfig, seed: int) -> str:
         """The name of the next lineage, whose settings and seed are kept from now on."""

@@ -28,12 +28,14 @@ class ArenaConfig:
 USUAL_ARENA = ArenaConfig()
 
 
-class Account:
-    """Credit in microseconds: earned with the champion's work, at most `most`; full to begin with."""
+TUNING_SAVES = 20  # the population saves up this part of what all can
 
-    def __init__(self, share: float, most: float) -> None:
-        self._rate, self._most = share / (1.0 - share), most
-        self.credit = most
+
+class Account:
+    """Credit in microseconds: earned with the champion's work, at most `most`."""
+
+    def __init__(self, share: float, most: float, credit: float) -> None:
+        self._rate, self._most, self.credit = share / (1.0 - share), most, credit
 
     def earn(self, work: float) -> None:
         """The champion did so much work."""
@@ -62,7 +64,9 @@ class Budget:
     def __init__(self, config: ArenaConfig, tuning: float = 0.0) -> None:
         most = config.reserve_ms * 1_000.0
         self.share = config.budget
-        self._all, self._tuning, self._most = Account(config.budget, most), Account(tuning, most), most
+        self._all = Account(config.budget, most, most)  # full: the first alarm may be an early one
+        # Tuning is in no hurry: it begins with nothing, and saves up little.
+        self._tuning, self._most = Account(tuning, most / TUNING_SAVES, 0.0), most
         self.champion = self.beside = self.tuned = 0.0
         self.passed = 0
 

@@ -49,12 +49,11 @@ class Trials:
         decisions: Decisions,
         harm: Callable[[float], Segments],
         budget: Budget,
-        *,
-        tuned: bool,
+        tuning: Tuning | None,
     ) -> None:
-        self._drift, self._decisions, self._budget = drift, decisions, budget
+        self._drift, self._decisions, self._budget, self._tuning = drift, decisions, budget, tuning
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
-        alpha = drift.alpha / (MOST + len(others) + tuned)
+        alpha = drift.alpha / (MOST + len(others) + (tuning is not None))
         self.test: Callable[[], PairedTest] = partial(PairedTest, alpha, drift.min_effect, **limits)
         self.harm: Callable[[], Segments] = partial(harm, alpha)
         self.challengers: list[Challenger] = []
@@ -104,14 +103,21 @@ class Trials:
     def start(
         self, alerts: Sequence[Alert], champion: Trainer, buffer: Buffer, examples: int, now: Now
     ) -> list[Decision]:
-        """Start the challengers of the first alert, unless some are on trial or it is too soon.
+        """Start the challengers of an alert, or those that need none. `examples` were observed so far."""
+        if alerts:
+            made = self._start_asked(alerts[0], champion, buffer, examples, now)
+        else:
+            made = self._start_unasked(champion, buffer, examples, now)
+        return [*made, *self._admit(champion, buffer, now)]
+
+    def _start_asked(
+        self, alert: Alert, champion: Trainer, buffer: Buffer, examples: int, now: Now
+    ) -> list[Decision]:
+        """Start the challengers of an alert, unless some are on trial or it is too soon.
 
         A loss that rises makes an earlier alarm about inputs old news: its challengers learned what no longer
-        holds, so they retire for ones that begin with the onset of the rise. `examples` were observed so far.
+        holds, so they retire for ones that begin with the onset of the rise.
         """
-        if not alerts:
-            return self._start_unasked(champion, buffer, examples, now)
-        alert = alerts[0]  # the loss detector's, if it raised one
         news = alert.level == "loss" and not self._of_loss
         if not news and (self._asked or examples < self._quiet_until):
             return []
@@ -156,11 +162,13 @@ class Trials:
             self._budget.must(work_us(arm, arm.examples - before))
         return since_ms
 
-    def admit(self, tuning: Tuning, champion: Trainer, buffer: Buffer, now: Now) -> list[Decision]:
+    def _admit(self, champion: Trainer, buffer: Buffer, now: Now) -> list[Decision]:
         """Put a population's winner on trial, if one waits and the policy lets it."""
-        winner, born = tuning.waiting, self.entrants.born
+        tuning, born = self._tuning, self.entrants.born
+        if tuning is None or (winner := tuning.waiting) is None:
+            return []
         tuned = len(self.challengers) - len(self._asked)
-        if winner is None or tuned or (self._drift.policy == "drift" and not self._asked):
+        if tuned or (self._drift.policy == "drift" and not self._asked):
             return []
         tuning.waiting = None
         seed = winner.trainer.seed

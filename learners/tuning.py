@@ -15,6 +15,8 @@ from typing import Any
 
 from learners.batch import COUNTING_FAMILIES, Batch, ModelConfig, Schema
 from learners.budget import Budget
+from learners.challenger import Decision, Now
+from learners.decisions import Decisions
 from learners.judge import Judge
 from learners.packing import part, prefixed
 from learners.space import HOW, TuningConfig
@@ -61,16 +63,25 @@ class Tuning:
     """The populations of one arena, one after the other, each after a pause of `pause` examples."""
 
     def __init__(
-        self, schema: Schema, config: TuningConfig, seed: int, device: str, pause: int, judge: Judge
+        self,
+        schema: Schema,
+        config: TuningConfig,
+        seed: int,
+        device: str,
+        pause: int,
+        judge: Judge,
+        decisions: Decisions,
     ) -> None:
         self._schema, self._config, self._seed, self._device = schema, config, seed, device
-        self._pause, self._judge = pause, judge
+        self._pause, self._judge, self._decisions = pause, judge, decisions
         self.members: list[Member] = []
         self.waiting: Winner | None = None  # until the arena takes it
         self._generation, self._rung, self._seen, self._next = 0, 0, 0, pause
 
-    def observe(self, batch: Batch, champion: Trainer, examples: int, budget: Budget) -> Rung | None:
-        """New labelled examples: members score and learn them if there is credit. What came of a rung, if it ended.
+    def observe(
+        self, batch: Batch, champion: Trainer, examples: int, budget: Budget, now: Now
+    ) -> list[Decision]:
+        """New labelled examples: members score and learn them if there is credit. A decision if a rung ended by it.
 
         `examples` is how many the arena has observed.
         """
@@ -78,7 +89,7 @@ class Tuning:
             self._begin(champion)
         n = len(batch)
         if not self.members or not budget.tune(sum(work_us(each.trainer, n) for each in self.members)):
-            return None
+            return []
         length = self._config.events << self._rung
         for member in self.members:
             score = member.trainer.score(batch.numbers, batch.categories)
@@ -87,7 +98,11 @@ class Tuning:
                 member.counted += n
             member.trainer.train(batch)
         self._seen += n
-        return self._halve(length, examples) if self._seen >= length else None
+        if self._seen < length:
+            return []
+        rung, lineage = self._halve(length, champion, examples), champion.lineage
+        why = described(rung, self._config.rungs)
+        return [self._decisions.plain("tune", lineage, lineage, why, evidence(rung), now)]
 
     def _begin(self, champion: Trainer) -> None:
         config = self._config
@@ -103,20 +118,20 @@ class Tuning:
                 trainer = Trainer(self._schema, settings, seed, name, self._device)
             self.members.append(Member(trainer, own=place == 0))
 
-    def _halve(self, length: int, examples: int) -> Rung:
+    def _halve(self, length: int, champion: Trainer, examples: int) -> Rung:
         order = sorted(self.members, key=lambda each: each.mean)  # of equals the first drawn
         self._rung += 1
         ended = self._rung >= self._config.rungs or len(order) <= 2
         left = 1 if ended else -(-len(order) // 2)
         standing = [(self._shown(each.trainer.config), each.mean) for each in order]
         self.members = [Member(each.trainer, each.own) for each in order[:left]]
-        self._seen = 0
+        self._seen, won = 0, False
         if ended:
             best, self.members = self.members[0], []
             self._next = examples + self._pause
-            if not best.own:
+            won = not best.own and best.trainer.config != champion.config  # which another may have become
+            if won:
                 self.waiting = Winner(best.trainer, f"tuned-{self._generation}")
-        won = ended and not order[0].own
         return Rung(self._generation, self._rung, length, standing, left, won)
 
     def _shown(self, config: ModelConfig) -> dict[str, Any]:

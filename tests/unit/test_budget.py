@@ -49,11 +49,16 @@ def test_what_must_be_done_is_earned_back_before_anything_else() -> None:
 
 
 def test_the_population_leaves_half_of_the_reserve_to_challengers() -> None:
-    budget = Budget(ArenaConfig(0.9, 100), 0.8)
-    while budget.tune(1_000.0):
-        pass
-    assert budget.tuned == 51_000.0 - 1_000.0
-    assert budget.spend(40_000.0)
+    budget = Budget(ArenaConfig(0.5, 100), 0.49)
+    assert not budget.tune(1.0)  # it begins with nothing, and saves up a twentieth of what all can
+    budget.earn(100_000.0)
+    assert [budget.tune(1_000.0) for _ in range(6)] == [True] * 5 + [False]
+    for _ in range(100):  # nearly all that is earned, and more is spent by challengers
+        budget.earn(1_000.0)
+        budget.spend(600.0)
+        budget.tune(950.0)
+    assert budget.tuned > 40_000.0
+    assert budget.spend(49_000.0)
 
 
 def test_a_restored_budget_goes_on_alike() -> None:

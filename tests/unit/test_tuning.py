@@ -24,7 +24,7 @@ SCHEMA = Schema(("a", "b", "c"), (), "t")
 SLOW = ModelConfig(family="logistic", batch_size=64, learning_rate=0.0003)
 DRIFT = DriftConfig(cooldown=1_000, max_events=6_000)
 SPACE: dict[str, Any] = {"learning_rate": {"min": 0.0001, "max": 0.1}}
-TUNING = TuningConfig(population=6, rungs=2, events=300, budget=0.5, space=SPACE)
+TUNING = TuningConfig(population=6, rungs=2, events=300, budget=0.75, space=SPACE)
 FAMILIES = replace(TUNING, space={"family": ["logistic", "naive_bayes", "mlp"], "hidden": [[4], [8]]})
 ROWS = 6_000
 TUNINGS = {"rates": TUNING, "families": FAMILIES}

@@ -1,5 +1,6 @@
 """`driftline up`: all roles of a task until Ctrl-C, and what a producer must know to use them."""
 
+import base64
 import json
 import signal
 import threading
@@ -14,6 +15,7 @@ from streams.task import Task
 from streams.topics import Topics
 
 POLL_S = 0.5
+_BLACK = base64.b64encode(b"P5 1 1 255 \0").decode()  # an image of one pixel
 
 
 def run_up(task: Task, settings: Settings, *, workers: int, port: int | None) -> None:
@@ -67,7 +69,9 @@ def sample_event(task: Task) -> dict[str, Any]:
         if field.name in event:
             continue
         number = max(field.min or 0.0, min(1.0, field.max if field.max is not None else 1.0))
-        event[field.name] = number if field.type == "number" else f"{field.name}-1"[: field.max_length]
+        name = f"{field.name}-1"[: field.max_length]
+        samples = {"number": number, "list": [name], "image": _BLACK}
+        event[field.name] = samples.get(field.type, name)
     return event
 
 

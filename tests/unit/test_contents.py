@@ -13,6 +13,7 @@ from streams.contents import items, tokens
 from streams.events import EventDecoder
 from streams.task import Task
 from streams.task_parse import parse_task
+from streams.up import sample_event
 from streams.wire import decode_rows, encode_rows
 from tests.stream_records import HIDDEN, NOW_MS, TRIPS, event, sent
 
@@ -59,6 +60,11 @@ def test_tokens_items_and_pixels_arrive_in_their_places() -> None:
     assert packed.view(np.uint8)[0, :20].tolist() == list(range(100, 120))
     assert not packed[1].any()
     assert rows.categories.shape == (2, schema.ids)
+
+
+def test_the_event_that_a_producer_is_shown_is_a_good_one() -> None:
+    rows, broken = EventDecoder(TASK, HIDDEN).decode([sent(sample_event(TASK) | {"at": NOW_MS})])
+    assert ([letter.detail for letter in broken], len(rows)) == ([], 1)
 
 
 def test_no_word_leaves_the_decoder() -> None:

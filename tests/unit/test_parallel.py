@@ -117,6 +117,20 @@ def test_bfloat16_learns_nearly_the_same_and_keeps_weights_and_scores_in_float32
     assert contents(long) != contents(short)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("settings", [{}, {"shards": 3}, {"precision": "bfloat16"}])
+def test_a_gpu_learns_what_the_cpu_learns_and_twice_the_same(settings: dict[str, Any]) -> None:
+    config = ModelConfig.from_dict(rank_worker.SMALL | {"family": "mlp", "batch_size": 100} | settings)
+    here, there, again = (Trainer(SCHEMA, config, 7, "L1", device) for device in ("cpu", "cuda", "cuda"))
+    for number in range(8):
+        for each in (here, there, again):
+            each.train(rows(200, number))
+    batch = rows(500, 99)
+    scores = [each.score(batch.numbers, batch.categories) for each in (here, there, again)]
+    assert log_loss(scores[0], batch.label) == pytest.approx(log_loss(scores[1], batch.label), rel=0.05)
+    np.testing.assert_array_equal(scores[1], scores[2])
+
+
 def test_a_step_with_fewer_rows_than_shards() -> None:
     trainer = trainer_of("mlp", shards=7)
     trainer.train(rows(3))

@@ -57,6 +57,15 @@ def test_the_settings_of_a_net_are_read() -> None:
             "remove this line; it is for family dcn, deepfm, logistic, mlp, two_tower, svm, rff_svm",
         ),
         (
+            ['family = "two_tower"', "recent_labels = [4]"], 2,
+            'model.recent_labels has no effect with family = "two_tower"',
+            "remove this line; it is for family dcn, deepfm, mlp, logistic",
+        ),
+        (
+            ['family = "knn"', "shards = 2"], 2, 'model.shards has no effect with family = "knn"',
+            "remove this line; it is for family dcn, deepfm, logistic",
+        ),
+        (
             ["admit_after = 3"], 1, 'model.admit_after has no effect with table = "hashed"',
             "remove this line; it is for table exact",
         ),

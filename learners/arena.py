@@ -29,6 +29,7 @@ from learners.segments import Segments
 from learners.space import TuningConfig
 from learners.trainer import Trainer
 from learners.trials import Trials
+from learners.trust import FULL_TRUST, TrustConfig
 from learners.tuning import Tuning
 from learners.work import work_us
 
@@ -64,6 +65,7 @@ class Arena:
         beside: ArenaConfig = USUAL_ARENA,
         tuning: TuningConfig | None = None,
         served: bool = False,
+        trust: TrustConfig = FULL_TRUST,
     ) -> None:
         self._schema, self._settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
@@ -71,8 +73,7 @@ class Arena:
         self.champion = Trainer(schema, champion, seed, FIRST, device)
         self.continuous: Trainer | None = None  # the first lineage, once it was replaced
         self.frozen: Trainer | None = None
-        self._guarding = guard
-        self._harm = partial(Segments, segments, drift.max_segment_harm)
+        self._guarding, self._harm = guard, partial(Segments, segments, drift.max_segment_harm)
         self.guard: Guard | None = None
         self._detectors = Detectors(schema, drift, served=served)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
@@ -83,7 +84,7 @@ class Arena:
         self.tuning = Tuning(schema, tuning, seed, device, *learned) if tuning else None
         self.trials = Trials(
             schema, (champion, challenger), others, drift, seed, device, self._decisions, self._harm, self.budget,
-            self.tuning,
+            self.tuning, trust,
         )  # fmt: skip
         self.examples = 0  # labelled examples observed
 
@@ -146,9 +147,10 @@ class Arena:
         """
         self._pay(len(batch))  # 0
         events: list[Event] = self._freeze(now)  # 1
-        lesson, batch = batch, self._measured.corrected(batch)
+        lesson = self.trials.trust.admitted(batch)
+        whole, batch = batch, self._measured.corrected(batch)
         if not len(batch):
-            return [*events, *self._learn(lesson)]
+            return [*events, *self._learn(whole, lesson)]
         scores = self._score(batch)  # 2
         events += self._measure(batch, scores, now)  # 3
         losses = {arm: self._judged.losses(batch.label, score) for arm, score in scores.items()}
@@ -162,9 +164,10 @@ class Arena:
         seen = Seen(batch, scores, losses, self._measured.segmented(batch, self._drift.segment_share))
         events += self._watch(seen, now)  # 5
         events += self._judge(seen, now)
-        events += self._learn(lesson)  # 6
+        events += self._learn(whole, lesson)  # 6
         if self.tuning is not None:
-            events += self.tuning.observe(batch, self.champion, self.examples, self.budget, now)  # 7
+            taught = lesson.take(~lesson.corrects)
+            events += self.tuning.observe(taught, self.champion, self.examples, self.budget, now)  # 7
         events += self._start(news, now)  # 8
         return events
 
@@ -306,15 +309,14 @@ class Arena:
         trial = {TRIAL} if self.challengers else set()
         self._measured.windows.keep(lineages | trial | {"served", "champion", "frozen"})
 
-    def _learn(self, batch: Batch) -> list[Alert]:
-        """All learning arms learn; the buffer keeps the batch for a fresh challenger."""
-        self._buffer.add(batch)
+    def _learn(self, batch: Batch, lesson: Batch) -> list[Alert]:
+        """All learning arms learn what may be learned, `lesson`; the buffer keeps it for a fresh challenger."""
+        self._buffer.add(lesson)
         for arm in self._present():
-            arm.train(batch)
-            self.trials.rehearse(arm, self._buffer, batch)
-        return self._rejected.update(
-            batch, self._learners(challengers=True), self.champion.version, self.examples
-        )
+            arm.train(lesson)
+            self.trials.rehearse(arm, self._buffer, lesson)
+        arms = self._learners(challengers=True)
+        return self._rejected.update(batch, arms, self.champion.version, self.examples)
 
     def _start(self, alerts: Sequence[Alert], now: Now) -> list[Event]:
         """Challengers, where an alert or the policy asks for them; and one that was tuned, if it waits."""

@@ -30,7 +30,9 @@ class Buffer:
         return iter(self._batches)
 
     def add(self, batch: Batch) -> None:
-        """Append a batch; batches that the newest `size` examples do not reach go."""
+        """Append a batch, if there is anything in it; batches that the newest `size` examples do not reach go."""
+        if not len(batch):
+            return
         self._batches.append(replace(batch, event_ids=[""] * len(batch)))
         while sum(map(len, self._batches[1:])) >= self._size:
             del self._batches[0]

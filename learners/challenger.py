@@ -57,7 +57,8 @@ class Decision:
 class Challenger:
     """A model on trial: how it was made ("warm", "fresh", "past" or "tuned"), after what, and the tests it is in.
 
-    It must be better over all, and in no large segment worse than it may be (`learners.segments`).
+    It must be better over all, in no large segment worse than it may be (`learners.segments`), and, where some entities
+    are held out (`learners.trust`), better on them too.
     """
 
     trainer: Trainer
@@ -67,10 +68,19 @@ class Challenger:
     recommended: bool = False
     segments: Segments = field(default_factory=lambda: Segments((), 0.0, 0.5))
     copied: bool = False  # from the champion, when it was started
+    holdout: PairedTest | None = None
 
-    def update(self, champion: Losses, own: Losses, about: Segmented = NO_SEGMENTS) -> None:
-        """Log losses [n] of both on a step that neither had learned from, and its segments."""
+    def update(
+        self,
+        champion: Losses,
+        own: Losses,
+        about: Segmented = NO_SEGMENTS,
+        held: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Log losses [n] of both on a step that neither had learned from, its segments, and the rows held out [n]."""
         self.test.update(champion, own)
+        if self.holdout is not None and held is not None:
+            self.holdout.update(champion[held], own[held])
         self.segments.update(about, champion, own)
 
     @property
@@ -79,7 +89,14 @@ class Challenger:
         if self.segments.harmed:
             return "reject"
         verdict = self.test.verdict
-        return "undecided" if verdict == "promote" and self.segments.unproven else verdict
+        return (
+            "undecided" if verdict == "promote" and (self.segments.unproven or self.unconfirmed) else verdict
+        )
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether it is still to be shown that it is better on what is held out."""
+        return self.holdout is not None and self.holdout.verdict != "promote"
 
     @property
     def lineage(self) -> str:
@@ -96,17 +113,25 @@ class Challenger:
             "copied": self.copied,
             "test": self.test.state(),
             "segments": self.segments.state(),
+            "holdout": None if self.holdout is None else self.holdout.state(),
         }
 
     @classmethod
     def restored(
-        cls, trainer: Trainer, test: PairedTest, segments: Segments, record: Mapping[str, Any]
+        cls,
+        trainer: Trainer,
+        test: PairedTest,
+        segments: Segments,
+        holdout: PairedTest | None,
+        record: Mapping[str, Any],
     ) -> Self:
         """The inverse of `record`, with the model, and tests that have only their settings."""
         test.load(record["test"])
         segments.load(record["segments"])
+        if holdout is not None and record["holdout"]:
+            holdout.load(record["holdout"])
         kind, alert_id, recommended = record["kind"], record["alert_id"], record["recommended"]
-        return cls(trainer, kind, alert_id, test, recommended, segments, record["copied"])
+        return cls(trainer, kind, alert_id, test, recommended, segments, record["copied"], holdout)
 
 
 def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: ModelConfig) -> ModelConfig:
@@ -134,6 +159,7 @@ def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dic
         f"champion_{target.loss_name}": champion_loss,
         f"challenger_{target.loss_name}": challenger_loss,
         "segments": challenger.segments.evidence(),
+        "holdout": None if challenger.holdout is None else _holdout_evidence(challenger.holdout),
     }
     for arm, lineage in (("champion", champion), ("challenger", challenger.lineage)):
         row = windows.row(lineage, test.count)
@@ -142,6 +168,11 @@ def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dic
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in values.items()
     }
+
+
+def _holdout_evidence(test: PairedTest) -> dict[str, float | None]:
+    difference = test.losses[0] - test.losses[1] if test.count else None
+    return {"n": test.count, "mean_difference": difference, "e_value": test.e_value}
 
 
 def reason(action: Action, challenger: Challenger, champion: str, why: str) -> str:
@@ -160,6 +191,8 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
         return f"{name} does harm {harmed}; over all, {numbers}"
     if action == "expire" and test.verdict == "promote" and (unproven := challenger.segments.unproven):
         return f"{name} is better, but it is not shown that it does no harm {unproven}; over all, {numbers}"
+    if action == "expire" and test.verdict == "promote" and challenger.unconfirmed:
+        return f"{name} is better over all, but not on what is held out; over all, {numbers}"
     match action:
         case "promote":
             return f"{name} is better: {numbers}, e-value {test.e_value:.3g} {needed}"

@@ -16,6 +16,7 @@ from learners.drift import DriftConfig
 from learners.rollback import USUAL, GuardConfig
 from learners.space import TuningConfig
 from learners.trainer import pick_device
+from learners.trust import FULL_TRUST, TrustConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Recipe:
     beside: ArenaConfig = USUAL_ARENA
     tuning: TuningConfig | None = None
     device: str = "cpu"  # a type of device: the same step has other bits on another one
+    trust: TrustConfig = FULL_TRUST
 
     def arena(self, former: Arena | None = None) -> Arena:
         """An arena that has learned nothing, or that takes over all that `former` knows (ValueError if it cannot).
@@ -54,6 +56,7 @@ class Recipe:
             beside=self.beside,
             tuning=self.tuning,
             device=self.device if self.device == pick_device("auto").type else "cpu",
+            trust=self.trust,
         )
         if former is not None:
             arena.load(*former.state())
@@ -79,6 +82,7 @@ class Recipe:
             "beside": msgspec.to_builtins(self.beside),
             "tuning": msgspec.to_builtins(self.tuning),
             "device": self.device,
+            "trust": msgspec.to_builtins(self.trust),
         }
 
     @classmethod
@@ -98,6 +102,7 @@ class Recipe:
                 msgspec.convert(raw["beside"], ArenaConfig),
                 msgspec.convert(raw["tuning"], TuningConfig | None),
                 str(raw["device"]),
+                msgspec.convert(raw["trust"], TrustConfig),
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error

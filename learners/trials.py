@@ -12,9 +12,11 @@ from learners.decisions import Decisions
 from learners.drift import BY_TEST, Alert, DriftConfig
 from learners.entrants import MOST, Entrants
 from learners.measure import Seen
+from learners.packing import pack, unpack
 from learners.segments import Segments
 from learners.study import EXTRA, Studies
 from learners.trainer import Trainer
+from learners.trust import FULL_TRUST, Trust, TrustConfig
 from learners.tuning import Tuning
 from learners.verdict import PairedTest
 from learners.work import work_us
@@ -50,12 +52,14 @@ class Trials:
         harm: Callable[[float], Segments],
         budget: Budget,
         tuning: Tuning | None,
+        trust: TrustConfig = FULL_TRUST,
     ) -> None:
         self._drift, self._decisions, self._budget, self._tuning = drift, decisions, budget, tuning
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
         alpha = drift.alpha / (MOST + len(others) + (tuning is not None))
         self.test: Callable[[], PairedTest] = partial(PairedTest, alpha, drift.min_effect, **limits)
         self.harm: Callable[[], Segments] = partial(harm, alpha)
+        self._trusted, self.trust = trust, Trust(trust)
         self.challengers: list[Challenger] = []
         self.attending = True  # whether the challengers take part in this step
         self.entrants = Entrants(schema, *settings, seed, device, others)
@@ -84,8 +88,9 @@ class Trials:
         """
         if not self.attending:
             return [], None
+        held = self.trust.held(seen.batch)
         for challenger in self.challengers:
-            challenger.update(seen.losses[champion], seen.losses[challenger.lineage], seen.about)
+            challenger.update(seen.losses[champion], seen.losses[challenger.lineage], seen.about, held)
         made: list[Decision] = []
         for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
             verdict, waited = challenger.verdict, challenger.test.count >= self._drift.max_events
@@ -150,7 +155,9 @@ class Trials:
         return [self._decisions.about("start", challenger, champion.lineage, now, why) for challenger in new]
 
     def _on_trial(self, arm: Trainer, kind: str, alert_id: str, *, copied: bool) -> Challenger:
-        return Challenger(arm, kind, alert_id, self.test(), segments=self.harm(), copied=copied)
+        return Challenger(
+            arm, kind, alert_id, self.test(), segments=self.harm(), copied=copied, holdout=self.holdout()
+        )
 
     def _teach(self, arms: Sequence[Trainer], buffer: Buffer, since_ms: int) -> int:
         """Let them learn what came since then, or as much of it as the budget has credit for; since when it was."""
@@ -181,6 +188,10 @@ class Trials:
         why = "it won a population"
         return [self._decisions.about("start", challenger, champion.lineage, now, why)]
 
+    def holdout(self) -> PairedTest | None:
+        """A new test on the entities that nobody learns from, if there are any."""
+        return PairedTest(self._trusted.holdout_alpha, 0.0) if self._trusted.holdout else None
+
     def retire(self, champion: str, now: Now, why: str, but: Challenger | None = None) -> list[Decision]:
         """All challengers go, without a verdict; of `but`, who becomes the champion, nothing is told."""
         gone = [challenger for challenger in self.challengers if challenger is not but]
@@ -204,15 +215,17 @@ class Trials:
     def rehearse(self, arm: Trainer, buffer: Buffer, batch: Batch) -> None:
         """The lineage has learned a new batch; let it rehearse, if it should and there is credit."""
         rows = len(batch)
-        if self.studies.studying(arm.lineage) and self._budget.spend(
-            EXTRA * work_us(arm, rows), keep=self._work_us(rows)
+        if (
+            rows
+            and self.studies.studying(arm.lineage)
+            and self._budget.spend(EXTRA * work_us(arm, rows), keep=self._work_us(rows))
         ):
             self.studies.rehearse(arm, buffer, rows)
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """All but the models on trial: files, and a record ready for JSON; `load` is the inverse."""
         files, entrants = self.entrants.state()
-        return files, {
+        return files | {"trust.npz": pack(self.trust.state())}, {
             "challengers": [challenger.record() for challenger in self.challengers],
             "entrants": entrants,
             "studies": self.studies.record(),
@@ -225,10 +238,11 @@ class Trials:
     ) -> None:
         """The inverse of `state`, with the models by lineage. ValueError, with this unchanged, as `Entrants.load`."""
         challengers = [
-            Challenger.restored(arm(each["lineage"]), self.test(), self.harm(), each)
+            Challenger.restored(arm(each["lineage"]), self.test(), self.harm(), self.holdout(), each)
             for each in record["challengers"]
         ]
         self.entrants.load(files, record["entrants"])
         self.challengers = challengers
         self.studies.load(record["studies"])
+        self.trust.load(unpack(files["trust.npz"]))
         self._quiet_until, self._of_loss = record["quiet_until"], record["of_loss"]

@@ -193,6 +193,7 @@ class Full:
             others=task.others,
             beside=task.arena,
             tuning=task.tuning,
+            trust=task.trust,
         )
         self.alerts: list[Alert] = []
         self.decisions: list[Decision] = []

@@ -37,6 +37,7 @@ def recipe_of(task: Task, freeze_at_ms: int | None = None) -> Recipe:
         task.arena,
         task.tuning,
         pick_device("auto").type,
+        task.trust,
     )
 
 

@@ -202,6 +202,7 @@ class Labelled:
             self.label,
             real_share(self.label, self.served, self.late_share),
             self.corrects,
+            rows.keys[:, 0],
         )
 
 

@@ -23,6 +23,7 @@ from learners.drift import DriftConfig
 from learners.rollback import GuardConfig
 from learners.space import TuningConfig
 from learners.target import Target
+from learners.trust import FULL_TRUST, TrustConfig
 
 BUILT_IN = Path(__file__).parent / "tasks"
 CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
@@ -178,6 +179,7 @@ class Task:
     others: tuple[ModelConfig, ...] = ()  # further challengers, where there are several [[challenger]]
     arena: ArenaConfig = USUAL_ARENA
     tuning: TuningConfig | None = None
+    trust: TrustConfig = FULL_TRUST
 
     @cached_property
     def number_fields(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from learners.budget import ArenaConfig
 from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
 from learners.target import KINDS
+from learners.trust import TrustConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
 from streams.task_kind import check_guard, check_settings, parse_bounds, parse_metric, parse_missing
@@ -33,7 +34,7 @@ from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_te
 from streams.task_tuning import parse_tuning
 from streams.topics import Topics
 
-Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig, ArenaConfig)
+Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig, ArenaConfig, TrustConfig)
 
 TOP = (
     "task",
@@ -48,6 +49,7 @@ TOP = (
     "tuning",
     "drift",
     "guard",
+    "trust",
     "serving",
     "topics",
 )
@@ -113,6 +115,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         _serving(root), _topic_names(root), path, text,
         task.strings("segments", (), '["country"]'), tuple(others),
         _settings(root.table("arena"), ArenaConfig()),
+        trust=_trust(root),
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
@@ -246,6 +249,18 @@ def _setting(table: Table, key: str, default: Any) -> Any:
         said = f"{table.name(key)} must be a list of at most 16 {what} from {low:g} to {high:g}"
         table.fail(key, said, f"for example {key} = {example}")
     return tuple(sizes)
+
+
+def _trust(root: Table) -> TrustConfig:
+    table = root.table("trust")
+    config = _settings(table, TrustConfig())
+    for key, other in (("window", "cap"), ("holdout_alpha", "holdout")):
+        if key in table.data and not getattr(config, other):
+            example = {"cap": "cap = 50", "holdout": "holdout = 0.1"}[other]
+            table.fail(
+                key, f"trust.{key} has no effect without {other}", f"add {example}, or remove this line"
+            )
+    return config
 
 
 def _serving(root: Table) -> Serving:

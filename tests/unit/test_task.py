@@ -16,6 +16,7 @@ from learners.batch import ModelConfig
 from learners.budget import ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import GuardConfig
+from learners.trust import TrustConfig
 from streams import task_event, task_parse, task_tuning
 from streams.events import EventDecoder, LabelDecoder
 from streams.privacy import Pseudonymiser
@@ -192,6 +193,7 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
         ("`[tuning]`", task_tuning.TUNING),
         ("`[drift]`", [field.name for field in fields(DriftConfig)]),
         ("`[guard]`", [field.name for field in fields(GuardConfig)]),
+        ("`[trust]`", [field.name for field in fields(TrustConfig)]),
         ("`[serving]`", task_parse.SERVING),
         ("`[topics]`", task_parse.TOPICS),
     ]:
@@ -202,11 +204,12 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
 
 
 def test_the_reference_has_the_true_defaults() -> None:
-    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig | ArenaConfig]] = [
+    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig | ArenaConfig | TrustConfig]] = [
         ("`[arena]`", ArenaConfig()),
         ("`[model]` and `[challenger]`", ModelConfig()),
         ("`[drift]`", DriftConfig()),
         ("`[guard]`", GuardConfig()),
+        ("`[trust]`", TrustConfig()),
     ]
     for title, config in configs:
         written = {key: tomllib.loads(f"x = {text}")["x"] for key, text in section(title).items()}

@@ -117,7 +117,7 @@ def check_lineage(
     first = next(entry for entry in versions if entry.version == row["first_version"])
     assert 1 <= row["step"] <= first.step
     said = runs.driftline(data, "lineage", event_id, *where).stdout
-    assert f"scored 0.2500 by {versions[-1].version}" in said
+    assert f"scored 0.25 by {versions[-1].version}" in said
     assert f"learned in step {row['step']:,}" in said
     unknown = runs.driftline(data, "lineage", "nobody", *where)
     assert unknown.returncode == 1

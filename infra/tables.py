@@ -84,7 +84,7 @@ _ALL = (
         key="task event_ms source_partition source_offset",
         newest="processed_ms",
         columns="""
-        String: task event_id version lineage
+        String: task event_id version lineage class
         Float64: score
         Int64: event_ms received_ms processed_ms archived_ms
         UInt8: late
@@ -144,7 +144,7 @@ _ALL = (
         columns="""
         String: task arm lineage segment
         Int64: event_ms created_ms n positives segment_value
-        Float64: auc average_precision log_loss ece rmse mae r2""",
+        Float64: auc average_precision log_loss ece rmse mae r2 accuracy macro_f1""",
     ),
     _table(
         "feature_drift",

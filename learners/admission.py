@@ -95,7 +95,7 @@ def golden_scores(model: EventModel, schema: Schema, tensors: dict[str, Tensor])
     """
     if weights.problem(model, tensors):
         return []
-    scores: list[float] = model.predict(*golden_rows(schema)).tolist()
+    scores: list[float] = model.predict(*golden_rows(schema)).ravel().tolist()
     return scores if schema.target.is_value else [round(score, 6) for score in scores]
 
 
@@ -141,6 +141,8 @@ def check_scores(
     """
     version, rows = meta["version"], golden_rows(schema)
     scores = model.predict(*rows)
+    apart_rows = float(np.ptp(scores, axis=0).max())
+    scores = scores.ravel()
     wanted = np.array(meta["golden"], np.float64)
     if wanted.shape != scores.shape or not np.isfinite(scores).all():
         raise BadUpdate("golden", f"{version} does not give {GOLDEN_ROWS} finite scores for the golden rows")
@@ -148,7 +150,7 @@ def check_scores(
     if not apart <= TOLERANCE:
         raise BadUpdate("golden", f"{version} scores the golden rows otherwise here: {apart:.2g} apart")
     learned = float(model.seen.sum()) > 0.0  # a new model has nothing yet to tell rows apart by
-    if learned and np.ptp(scores) == 0.0 and np.ptp(replaced.predict(*rows)) > 0.0:
+    if learned and apart_rows == 0.0 and np.ptp(replaced.predict(*rows), axis=0).max() > 0.0:
         raise BadUpdate("golden", f"{version} gives every row the same score, {scores[0]:.4f}")
     [took_ms] = scoring_ms(schema, admission.clock, model)
     if took_ms > admission.budget_ms:

@@ -230,7 +230,7 @@ class Arena:
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
         served = self._judged.losses(batch.label, batch.served)
-        watched = np.where(np.isfinite(batch.served), served, loss)
+        watched = np.where(self._schema.target.known(batch.served), served, loss)
         return self._detectors.update(batch, score, watched, self.champion.version)
 
     def _judge(self, seen: Seen, now: Now) -> list[Event]:

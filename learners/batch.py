@@ -159,8 +159,8 @@ class Batch:
 
     Shapes: `event_ids` n strings, `event_ms` and `known_ms` int64 [n] (milliseconds UTC; `known_ms`:
     when the label became known), `numbers` float32 [n, N], `categories` int64 [n, I] (`Schema.ids`), `served` float32
-    [n] (the served score, NaN where none was), `label` float32 [n] (`Target` says what both are). Columns are in schema
-    order.
+    [n] or [n, K] (the served score, NaN where none was), `label` float32 [n] (`Target` says what both are). Columns
+    are in schema order.
     `weight` float32 [n], finite and above 0: how many rows each counts for in learning; 1 each if not given.
     `corrects` bool [n]: the row was here before with the value for a missing label, and comes again because its
     label came late after all. It is learned, and not measured, tested or watched a second time.
@@ -223,7 +223,7 @@ class Batch:
             np.zeros(0, np.int64),
             np.zeros((0, len(schema.numbers)), np.float32),
             np.zeros((0, schema.ids), np.int64),
-            np.zeros(0, np.float32),
+            schema.target.unknown(0),
             np.zeros(0, np.float32),
         )
 
@@ -272,8 +272,9 @@ class ModelConfig:
     nesterov: bool = False
     l1: float = 0.0
     l2: float = 0.0
-    loss: str = "auto"  # hinge for the margin families, mse where a value is predicted, else bce
+    loss: str = "auto"  # hinge for the margin families, else by the target (`losses.loss_of`)
     positive_weight: float = 1.0
+    class_weights: tuple[float, ...] = ()  # of several classes, in their order
     focal_gamma: float = 2.0
     schedule: str = "constant"
     schedule_steps: int = 10_000
@@ -347,6 +348,8 @@ class ModelConfig:
         for name in ("hidden", "recent_labels"):
             if name in values:
                 values[name] = tuple(int(number) for number in values[name])
+        if "class_weights" in values:
+            values["class_weights"] = tuple(float(weight) for weight in values["class_weights"])
         if "tower" in values:
             values["tower"] = tuple(str(name) for name in values["tower"])
         return cls(**values)

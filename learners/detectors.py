@@ -37,7 +37,8 @@ class Detectors:
         self._cooldown = config.cooldown
         self._loss = LossDetector(config, schema.target)
         self._shift = None if served else ShiftDetector(schema, config)
-        self._calibrated = not schema.target.is_value  # a value says no probability
+        self._target = schema.target
+        self._calibrated = schema.target.kind == "binary"  # others say no one probability
         self._calibration = CalibrationDetector(config)
         self._seen = 0
         self._last: tuple[int, str, str] | None = None  # the newest alert: when (examples), its id and level
@@ -66,7 +67,7 @@ class Detectors:
         self._mature(int(batch.event_ms.max()))
         found = self._loss.update(batch, losses, version)
         if self._shift is not None:
-            found += self._shift.update(batch, scores, version)
+            found += self._shift.update(batch, self._target.one(scores), version)
         if self._calibrated:
             served = np.where(np.isfinite(batch.served), batch.served, scores)
             found += self._calibration.update(batch, served, version)

@@ -25,8 +25,15 @@ LARGEST = 0.999  # no default counts for nothing, however sure the model was of 
 def real_share(
     label: NDArray[Any], served: NDArray[np.float32], late_share: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Weights [n] of rows with the labels, served scores and shares q [n]: 1 where q is 0 or no score was served."""
-    other = np.clip(np.where(label > 0.5, 1.0 - served, served), 0.0, LARGEST).astype(np.float64)
+    """Weights [n] of rows with the labels [n], served scores [n] or [n, K] and shares q [n].
+
+    1 where q is 0 or no score was served.
+    """
+    if served.ndim > 1:  # of several classes
+        otherwise = 1.0 - served[np.arange(len(label)), label.astype(np.int64)]
+    else:
+        otherwise = np.where(label > 0.5, 1.0 - served, served)
+    other = np.clip(otherwise, 0.0, LARGEST).astype(np.float64)
     real = 1.0 - other
     share = real / (real + late_share * other)
     weights: NDArray[np.float32] = np.where(np.isnan(share), 1.0, share).astype(np.float32)

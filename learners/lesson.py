@@ -92,9 +92,11 @@ class GradientLesson(Steps):
     ) -> Tensor | None:
         """Learn raw numbers [n, N], table rows [n, C], labels [n] and their weights [n] (None: all 1).
 
-        The table rows that were touched; None if the loss, the gradient or a new weight is not finite: the step is
-        rejected.
+        The table rows that were touched; None if a label is of no class, or the loss, the gradient or
+        a new weight is not finite: the step is rejected.
         """
+        if not self.model.learnable(label):
+            return None
         former = self.model.observe(numbers, label, weight)
         found: tuple[Tensor, Tensor] = torch.unique(index, return_inverse=True)
         unique, inverse = found
@@ -248,7 +250,7 @@ def is_compiled(model: Net, config: ModelConfig) -> bool:
     )
     known = config.family in COMPILED_FAMILIES and config.optimiser in COMPILED_OPTIMISERS
     small = config.batch_size * sum(weight.numel() for weight in model.parameters()) <= MOST_COMPILED
-    plain = plain and not model.values
+    plain = plain and model.schema.target.kind == "binary"
     plain = plain and config.shards == 1 and config.precision == "float32" and type(model.table) is Tensor
     here = model.table.device.type == "cpu" and not model.schema.blocks and config.table == "hashed"
     return plain and steady and known and small and here

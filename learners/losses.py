@@ -1,5 +1,5 @@
-"""What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n], or of
-values [n] against labels [n], both in standard deviations of the labels.
+"""What a step of the gradient families makes smaller: the mean loss of logits [n] against labels 0 or 1 [n], of logits
+[n, K] against numbers of classes [n], or of values [n] against labels [n], both in standard deviations of the labels.
 
 Each row counts with its weight [n], or all alike without: the mean is over rows, not over weights, so that a row of
 weight 2 moves the model as two rows of one step would.
@@ -8,7 +8,7 @@ A score is the sigmoid of the logit whatever the loss. Only `bce` without a clas
 probability: the others shift it (`focal` towards the middle, a class weight towards that class).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -57,6 +57,21 @@ def huber(logits: Tensor, label: Tensor) -> Tensor:
     return functional.huber_loss(torch.sigmoid(logits), label, reduction="none", delta=HUBER_DELTA)
 
 
+def of_classes(
+    gamma: float, weights: Sequence[float], logits: Tensor, label: Tensor, weight: Tensor | None
+) -> Tensor:
+    """The mean cross-entropy of logits [n, K] against numbers of classes [n], each class with its weight, if any.
+
+    With `gamma` above 0 it is focal (Lin et al. 2017), as of two classes.
+    """
+    losses = functional.cross_entropy(logits, label.long(), reduction="none")
+    if gamma:
+        losses = losses * (1.0 - torch.exp(-losses)).clamp_min(SMALLEST_BASE).pow(gamma)
+    if weights:
+        losses = losses * torch.tensor(weights, device=losses.device)[label.long()]
+    return mean(losses, weight)
+
+
 def of_values(name: str) -> MeanLoss:
     """The mean loss of values [n] by name: "mse", "mae" or "huber". KeyError for another one."""
     each: dict[str, Loss] = {
@@ -73,6 +88,8 @@ def loss_of(config: ModelConfig, target: Target = BINARY) -> MeanLoss:
     name = config.loss
     if target.is_value:
         return of_values("mse" if name == "auto" else name)
+    if target.classes:
+        return partial(of_classes, config.focal_gamma if name == "focal" else 0.0, config.class_weights)
     if name == "auto":
         name = "hinge" if config.family in MARGIN_FAMILIES else "bce"
     if name == "bce" and config.positive_weight == 1.0:

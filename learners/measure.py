@@ -30,6 +30,7 @@ class Measure:
 
     def __init__(self, schema: Schema, window: int, segments: Sequence[str]) -> None:
         self._columns = [schema.categories.index(name) for name in segments]
+        self._target = schema.target
         self.windows = Prequential(window, segments, schema.target)
 
     def corrected(self, batch: Batch) -> Batch:
@@ -53,7 +54,7 @@ class Measure:
             self.windows.update(arm, batch.label, score, about)
         if trial:
             self.windows.update(TRIAL, batch.label, scores[champion], about)
-        known = np.isfinite(batch.served)
+        known = self._target.known(batch.served)
         self.windows.update("served", batch.label[known], batch.served[known], about[known])
 
     def segmented(self, batch: Batch, share: float) -> Segmented:

@@ -88,6 +88,36 @@ def _calibration_error(
     return float(np.abs(rate - mean).sum() / count)
 
 
+def class_losses(label: NDArray[Any], score: NDArray[np.floating[Any]]) -> Floats:
+    """Log loss in nats of each example [n], from numbers of classes [n] and probabilities [n, K]; as `log_loss`."""
+    right = np.asarray(score, np.float64)[np.arange(len(label)), np.asarray(label, np.int64)]
+    losses: Floats = -np.log(np.clip(np.nan_to_num(right, nan=0.0), SMALLEST_PROBABILITY, 1.0))
+    return losses
+
+
+def class_metrics(label: NDArray[Any], score: NDArray[np.floating[Any]]) -> dict[str, float]:
+    """Metrics of numbers of classes [n] and probabilities [n, K].
+
+    Keys: n, positives (0), accuracy, macro_f1 (the mean of each class's F1, over those that were predicted or were
+    there), log_loss, and ece: the expected calibration error of the winning class's probability (Guo et al. 2017), over
+    ten bins with equally many examples. All but n are NaN without examples. Scores that are no numbers are wrong.
+    """
+    row = {"n": float(len(label)), "positives": 0.0}
+    row |= dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), math.nan)
+    if not len(label):
+        return row
+    truth, known = np.asarray(label, np.int64), np.isfinite(score).all(axis=1)
+    winner = np.where(known, np.nan_to_num(score).argmax(axis=1), -1)
+    hit = winner == truth
+    right = np.bincount(truth[hit], minlength=score.shape[1])
+    both = np.bincount(truth, minlength=score.shape[1]) + np.bincount(winner[known], minlength=score.shape[1])
+    row["accuracy"] = float(hit.mean())
+    row["macro_f1"] = float((2.0 * right[both > 0] / both[both > 0]).mean())
+    row["log_loss"] = float(class_losses(label, score).mean())
+    row["ece"] = metrics(hit, np.where(known, np.nan_to_num(score).max(axis=1), np.nan))["ece"]
+    return row
+
+
 def regression_metrics(label: NDArray[Any], score: NDArray[np.floating[Any]]) -> dict[str, float]:
     """Metrics of labels [n] and predicted values [n], in the label's unit.
 

@@ -52,6 +52,8 @@ class MetricRow:
     rmse: float = math.nan
     mae: float = math.nan
     r2: float = math.nan
+    accuracy: float = math.nan
+    macro_f1: float = math.nan
     segment: str = ""
     segment_value: int = 0
 
@@ -79,9 +81,9 @@ def id_hashes(event_ids: Sequence[str]) -> NDArray[np.int64]:
 class Ring:
     """The last `size` labels and scores, and what is known about each, oldest first when read."""
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, target: Target = BINARY) -> None:
         self._label = np.zeros(size, np.float32)
-        self._score = np.zeros(size, np.float32)
+        self._score = target.unknown(size)
         self._about = np.zeros((size, width), np.int64)
         self._seen = 0
 
@@ -127,7 +129,7 @@ class Prequential:
         self._rings: dict[str, Ring] = {}
 
     def _ring(self, arm: str) -> Ring:
-        return self._rings.setdefault(arm, Ring(self._window, 1 + len(self._segments)))
+        return self._rings.setdefault(arm, Ring(self._window, 1 + len(self._segments), self._target))
 
     def update(
         self,
@@ -148,7 +150,7 @@ class Prequential:
     def row(self, arm: str, last: int | None = None) -> dict[str, float]:
         """Metrics (see `Target.measure`) over the arm's window, or its last few; n is 0 for an unknown arm."""
         if arm not in self._rings:
-            return self._target.measure(np.zeros(0), np.zeros(0))
+            return self._target.measure(np.zeros(0), self._target.unknown(0))
         label, score, _ = self._rings[arm].last(last)
         return self._target.measure(label, score)
 
@@ -188,11 +190,14 @@ class Prequential:
         self._rings = {arm: ring for arm, ring in self._rings.items() if arm in arms}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All arms, as arrays, oldest first: "<arm>" float32 [2, n], labels and scores; "<arm>/about"."""
+        """All arms, as arrays, oldest first: "<arm>" float32 [2, n] or [1 + K, n], labels and scores; "<arm>/about"."""
         arrays: dict[str, NDArray[Any]] = {}
         for arm, ring in self._rings.items():
             label, score, about = ring.last()
-            arrays |= {arm: np.stack((label, score)), f"{arm}{_ABOUT}": about}
+            arrays |= {
+                arm: np.vstack((label[None], score.reshape(len(label), -1).T)),
+                f"{arm}{_ABOUT}": about,
+            }
         return arrays
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -202,5 +207,5 @@ class Prequential:
             about = state[f"{arm}{_ABOUT}"]
             if about.shape[1] != 1 + len(self._segments):
                 about = np.pad(about[:, :1], ((0, 0), (0, len(self._segments))))
-            label, score = state[arm]
-            self.update(arm, label, score, about)
+            label, scores = state[arm][0], state[arm][1:].T
+            self.update(arm, label, scores if self._target.classes else scores[:, 0], about)

@@ -90,12 +90,13 @@ class Guard:
         own, its = self.lineage, self.former.lineage
         self._segments.update(about, losses[its], losses[own])
         self._worse.update(losses[own] - losses[its])
-        error = scores[own].astype(np.float64) - label
-        if not self._target.is_value:
+        own_score, its_score = self._target.one(scores[own]), self._target.one(scores[its])
+        error = own_score.astype(np.float64) - label
+        if self._target.kind == "binary":
             for bet, sign in zip(self._bias, (1.0, -1.0), strict=True):
                 bet.update(sign * error)
         self.count += len(label)
-        told = (losses[own], losses[its], scores[own], scores[its], label)
+        told = (losses[own], losses[its], own_score, its_score, label)
         self._sums += [column.sum(dtype=np.float64) for column in told]
 
     @property
@@ -112,7 +113,7 @@ class Guard:
             name, words = self._target.loss_name, self._target.loss_words
             losses = f"{words} {evidence[f'champion_{name}']:.4f} against {evidence[f'former_{name}']:.4f}"
             return f"{losses} of {self.former.lineage} on {self.count:,} examples since the swap"
-        own, its = abs(evidence["champion_bias"]), abs(evidence["former_bias"])
+        own, its = (abs(evidence[f"{arm}_bias"] or 0.0) for arm in ("champion", "former"))
         if max(bet.log for bet in self._bias) >= np.log(needed) and its < own:
             bias = f"the mean score is {evidence['champion_bias']:+.3f} off the mean label"
             return f"{bias} on {self.count:,} examples since the swap, {its:.3f} of {self.former.lineage}"
@@ -134,8 +135,8 @@ class Guard:
             "e_value_worse": float(np.exp(min(self._worse.log, 709.0))),
             f"champion_{self._target.loss_name}": float(loss),
             f"former_{self._target.loss_name}": float(former_loss),
-            "champion_bias": float(score - label),
-            "former_bias": float(former_score - label),
+            "champion_bias": None if self._target.classes else float(score - label),
+            "former_bias": None if self._target.classes else float(former_score - label),
             "segments": self._segments.evidence(),
         }
 
@@ -196,7 +197,7 @@ class Scored:
         counts = target.histogram(scores) + np.array(self.histogram or [0] * BINS, np.int64)
         return Scored(
             self.rows + len(scores),
-            self.broken + int(len(scores) - np.isfinite(scores).sum()),
+            self.broken + int(len(scores) - target.known(scores).sum()),
             self.batches + 1,
             self.slow + int(took_ms > budget_ms * max(1.0, len(scores) / GOLDEN_ROWS)),
             tuple(counts.tolist()),

@@ -33,7 +33,7 @@ Row = tuple[Any, ...]
 
 PREDICTIONS = (
     "task", "event_id", "score", "version", "lineage", "event_ms", "received_ms", "processed_ms", "archived_ms", "late",
-    "source_partition", "source_offset",
+    "source_partition", "source_offset", "class",
 )  # fmt: skip
 FEATURES = (
     "task", "entity", "view_hash", "entity_key", "event_ms", "source_partition", "source_offset", "late", "received_ms",
@@ -50,7 +50,7 @@ DECISIONS = (
 )  # fmt: skip
 METRICS = (
     "task", "arm", "lineage", "event_ms", "created_ms", "n", "positives", "auc", "average_precision", "log_loss", "ece",
-    "rmse", "mae", "r2", "segment", "segment_value",
+    "rmse", "mae", "r2", "accuracy", "macro_f1", "segment", "segment_value",
 )  # fmt: skip
 FEATURE_DRIFT = ("task", "subject", "psi", "event_ms", "created_ms")
 DEAD_LETTERS = ("task", "topic", "partition", "offset", "reason", "bytes_len", "sha256", "created_ms")
@@ -63,7 +63,7 @@ def prediction_rows(record: Any) -> list[Row]:
     return [
         (
             p["task"], p["event_id"], score_of(p), p["version"], lineage, p["event_time"], p["received_at"],
-            p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"],
+            p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"], p.get("class", ""),
         )
     ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def label_rows(task: str, record: Any) -> list[Row]:
     joined = record.timestamp + labelled.corrects
     columns = zip(
         labelled.rows.ids, labelled.label.tolist(), labelled.rows.event_ms.tolist(), labelled.known_ms.tolist(),
-        labelled.served.tolist(), labelled.version, source.tolist(), joined.tolist(), strict=True,
+        labelled.told.tolist(), labelled.version, source.tolist(), joined.tolist(), strict=True,
     )  # fmt: skip
     return [(task, *row) for row in columns]
 

@@ -43,7 +43,7 @@ OPEN_KEY = b"driftline backtest: no secret..."
 
 TITLES = {
     "auc": "AUC", "average_precision": "avg. precision", "log_loss": "log loss", "ece": "ECE", "rmse": "RMSE",
-    "mae": "MAE", "r2": "R²",
+    "mae": "MAE", "r2": "R²", "accuracy": "accuracy", "macro_f1": "macro F1",
 }  # fmt: skip
 
 
@@ -311,7 +311,8 @@ def write_predictions(backtest: Backtest, path: Path) -> None:
         "evaluated": pa.array(np.isin(at, backtest.evaluated())),
     }
     for lane in backtest.lanes:
-        columns[f"{lane.name}_score"] = pa.array(lane.scores[at])
+        scores, classes = lane.scores[at], backtest.task.classes
+        columns[f"{lane.name}_score"] = pa.array(list(scores) if classes else scores)
         names = pa.array(lane.versions, pa.utf8())
         columns[f"{lane.name}_version"] = pa.DictionaryArray.from_arrays(pa.array(lane.version_of[at]), names)
     draft = path.with_name(path.name + ".part")

@@ -80,13 +80,14 @@ class Serving:
 class Lane:
     """One policy's run: what it served, and the seconds of processor time it took.
 
-    `scores` float32 [events] by number of the event, NaN where there is none; `swaps` of the model that served.
+    `scores` float32 [events] or [events, K] by number of the event, NaN where there is none; `swaps` of the model
+    that served.
     """
 
     def __init__(self, name: str, task: Task, settings: Settings, events: int) -> None:
         self.name = name
         self.policy: Policy = make_policy(name, task, settings.retraining)
-        self.scores = np.full(events, np.nan, np.float32)
+        self.scores = task.schema.target.unknown(events)
         self.versions: list[str] = []  # the names of versions ...
         self.version_of = np.full(events if settings.keep_rows else 0, -1, np.int32)  # ... by event
         self.seconds = 0.0

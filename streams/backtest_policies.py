@@ -161,7 +161,7 @@ class OnDrift(_One):
         if not len(step):
             return []
         score = self.trainer.score(step.numbers, step.categories)
-        served = np.where(np.isfinite(step.served), step.served, score)
+        served = np.where(np.isfinite(step.served), step.served, score)  # NaN is all of a row or nothing
         losses = self._judge.losses(step.label, served)
         self._judge.note(step.label, served)
         return self._detectors.update(step, score, losses, self.trainer.version)

@@ -36,6 +36,8 @@ TITLES = {
     "rmse": "root mean squared error",
     "mae": "mean absolute error",
     "r2": "share of variance explained",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
 }
 POINTS = 120
 TIMELINE_ROWS = 200

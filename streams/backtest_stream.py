@@ -150,7 +150,7 @@ class Path:
             kind = ((wire.KIND, wire.LABELS),)
             records.append(self._record(wire.encode_labels(found), labels[-1].timestamp, kind))
         if len(rows):
-            served = np.full(len(rows), np.nan, np.float32)
+            served = self._task.schema.target.unknown(len(rows))
             records.append(self._record(wire.encode_examples(rows, served, ""), int(rows.received_ms[-1])))
         decided = self._join.fold(records)
         self.refused.update(label.reason for label in self._join.refused)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infra.clock import now_ms
 from streams import wire
 from streams.live import LiveModel
-from streams.predictions import Source, record_of
+from streams.predictions import Source, recorder
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Headers, Outputs
@@ -27,7 +27,7 @@ class Emitter:
         self._task, self._topics, self._partitions, self._live = task, topics, partitions, live
         self._last = len(task.entities) - 1
         self._parts: dict[int, list[tuple[int, wire.Rows]]] = defaultdict(list)
-        self._encoder, self._record = msgspec.json.Encoder(), record_of(task.schema.target)
+        self._encoder, self._record = msgspec.json.Encoder(), recorder(task.schema.target)
 
     def add(self, index: int, partition: int, rows: wire.Rows) -> None:
         """Rows of a partition of stage `index`, ready for the next one."""

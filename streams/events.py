@@ -4,6 +4,7 @@ A record that cannot be used becomes a `Broken` with a reason; nothing here rais
 fields that the task declares are read (the allow-list); every other field of the JSON object is skipped unread.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from streams.rows import Labels, Rows
 from streams.task import Field, Task
 from streams.times import JSON_TYPES, LATEST_MS, calendar, time_parser
 
-__all__ = ["LONGEST_ID", "Broken", "EventDecoder", "LabelDecoder", "event_ids", "time_parser"]
+__all__ = ["LONGEST_ID", "Broken", "EventDecoder", "LabelDecoder", "event_ids", "label_value", "time_parser"]
 
 LONGEST_ID = 512
 """Characters of an event's id: it is the key of a prediction and stands in every record of the event."""
@@ -170,7 +171,9 @@ class LabelDecoder:
     def __init__(self, task: Task, pseudonymiser: Pseudonymiser) -> None:
         self._task, self._pseudonymiser = task, pseudonymiser
         label = task.label
+        self._numbers = {name: float(number) for number, name in enumerate(task.classes)}
         truth: Any = float if task.schema.target.is_value else bool | float
+        truth = str | int | bool if task.classes else truth
         columns: list[tuple[str, Any]] = [(label.id, str | int), (label.field, truth)]
         if label.time:
             columns.append((label.time, JSON_TYPES.get(task.event.time_format, str)))
@@ -205,9 +208,19 @@ class LabelDecoder:
     def _parse(self, record: Any) -> tuple[Any, float, int]:
         parsed = _json(self._decoder, record, self._task.serving.max_event_bytes)
         _check_id(self._task.label.id, parsed[0])
-        value = float(parsed[1])
+        value = self._number(parsed[1]) if self._task.classes else float(parsed[1])
         self._check(value)
         return parsed[0], value, -1 if self._clock is None else self._clock.read(parsed[2], record)
+
+    def _number(self, name: str | int | bool) -> float:
+        """The number of a class; a name that is a number or a truth value may be written as one."""
+        text = json.dumps(name) if isinstance(name, bool) else str(name)
+        if text not in self._numbers:
+            shown = f"{text[:_SNIPPET]!r}{'…' * (len(text) > _SNIPPET)}"
+            raise _Refused(
+                "invalid", f"label {self._task.label.field} is {shown}, which is none of task.classes"
+            )
+        return self._numbers[text]
 
     def _check(self, value: float) -> None:
         label, target = self._task.label, self._task.schema.target
@@ -217,6 +230,13 @@ class LabelDecoder:
                 "invalid", f"label {label.field} is {value:g}; a {self._task.kind} task takes {takes}"
             )
         _check_number(Field(f"label {label.field}", "number", min=label.min, max=label.max), value)
+
+
+def label_value(task: Task, label: float) -> str | int | float:
+    """A label as it stood in its record: the name of its class, 0 or 1, or the value (as float32 has it)."""
+    if task.classes:
+        return task.classes[int(label)]
+    return label if task.schema.target.is_value else int(label)
 
 
 class _Clock:

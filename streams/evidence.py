@@ -138,7 +138,7 @@ def _labelled(
                 label = _label(
                     float(labelled.label[row]),
                     int(labelled.known_ms[row]),
-                    float(labelled.served[row]),
+                    float(labelled.told[row]),
                     source_of,
                 )
     return rows, oldest, label

@@ -27,7 +27,7 @@ from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
 from streams.dead_letters import add_dead_letters
-from streams.events import Broken, LabelDecoder
+from streams.events import Broken, LabelDecoder, label_value
 from streams.gate import label_mark
 from streams.joining import JoinCounts, JoinPartition, Refused, feedback_of
 from streams.label_end import EndOfLog
@@ -194,7 +194,9 @@ class JoinStep:
                     each.partition,
                     each.offset,
                     each.event_id.encode(errors="replace"),
-                    msgspec.json.encode({label.id: each.event_id, label.field: int(each.label)}),
+                    msgspec.json.encode(
+                        {label.id: each.event_id, label.field: label_value(context.task, each.label)}
+                    ),
                 ),
                 each.reason,
                 _DETAILS[each.reason],

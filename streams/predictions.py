@@ -1,6 +1,6 @@
 """The records of the predictions topic: what a score is called depends on what the task predicts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -43,9 +43,33 @@ class ValuePrediction(msgspec.Struct, gc=False):
     source: Source
 
 
-def record_of(target: Target) -> type[Prediction] | type[ValuePrediction]:
-    """The record for what a task predicts."""
-    return ValuePrediction if target.is_value else Prediction
+class ClassPrediction(msgspec.Struct, rename={"winner": "class"}, gc=False):
+    """The same of a multi-class task: the winning class, its probability as the score, and those of all classes."""
+
+    event_id: str
+    task: str
+    winner: str
+    score: float
+    scores: dict[str, float]
+    version: str
+    event_time: int
+    received_at: int
+    processed_at: int
+    late: bool
+    source: Source
+
+
+def recorder(target: Target) -> Callable[..., Prediction | ValuePrediction | ClassPrediction]:
+    """What makes a record of event_id, task, score (of several classes a list), and the rest of `Prediction`."""
+    if not target.classes:
+        return ValuePrediction if target.is_value else Prediction
+
+    def of_classes(event_id: str, task: str, scores: list[float], *rest: Any) -> ClassPrediction:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        named = dict(zip(target.classes, scores, strict=True))
+        return ClassPrediction(event_id, task, target.classes[best], scores[best], named, *rest)
+
+    return of_classes
 
 
 def score_of(record: Mapping[str, Any]) -> float:

@@ -228,7 +228,7 @@ def _lacks(task: Task, path: Path, columns: Sequence[str], missing: Sequence[str
 
 def _number_columns(task: Task, mapping: Mapping[str, str]) -> set[str]:
     """Columns of a CSV file that are numbers."""
-    fields = [*task.number_fields, task.label.field]
+    fields = [*task.number_fields, *(() if task.classes else (task.label.field,))]
     if task.event.time_format.startswith("epoch_"):
         fields += [task.event.time, task.label.time or ""]
     return {mapping.get(field, field) for field in fields}

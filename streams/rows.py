@@ -152,9 +152,9 @@ class Feedback:
 class Labelled:
     """Rows with their label: the learner's only input. `default` marks labels that are the task's missing value.
 
-    Shapes: `label` float32 [n] (0 or 1), `known_ms` int64 [n], `default` bool [n], `served` float32 [n] (the score that
-    was served), `version` n strings; `late_share` float32 [n], of a default: the share of labels that come late and say
-    otherwise (`learners.late`), 0 of all others; `corrects` bool [n] as in `Batch`.
+    Shapes: `label` float32 [n], `known_ms` int64 [n], `default` bool [n], `served` float32 [n] or [n, K] (the score
+    that was served), `version` n strings; `late_share` float32 [n], of a default: the share of labels that come late
+    and say otherwise (`learners.late`), 0 of all others; `corrects` bool [n] as in `Batch`.
     """
 
     rows: Rows
@@ -173,6 +173,13 @@ class Labelled:
     def nbytes(self) -> int:
         """About how many bytes the rows take as a record."""
         return self.rows.nbytes + _text_bytes(self.version) + 25 * len(self)
+
+    @property
+    def told(self) -> NDArray[np.float32]:
+        """What was served as one number [n]: of several classes the probability of the one that it was."""
+        if self.served.ndim == 1:
+            return self.served
+        return self.served[np.arange(len(self)), self.label.astype(np.int64)]
 
     def take(self, index: NDArray[Any]) -> "Labelled":
         """The rows of an index array, in that order."""

@@ -96,11 +96,11 @@ class LabelSpec:
     """Where the truth comes from and when.
 
     `id` and `field` are fields of a label record; `time`, if any, says when the label became known. A label
-    is expected `delay_ms` after its event; once `window_ms` has passed without one, the event gets the label
-    `missing`, or none at all where `missing` is None (written "drop"). What was decided is remembered for
-    `late_for_ms` more: a label that comes in that time corrects the missing value, or not (`late`). Each partition
-    keeps so many events that wait or are remembered `in_memory`, and more of them on disk. `min` and `max` bound a
-    value (both included, None for no bound).
+    is expected `delay_ms` after its event; once `window_ms` has passed without one, the event gets the label `missing`
+    (of several classes the number of one), or none at all where `missing` is None (written "drop"). What was
+    decided is remembered for `late_for_ms` more: a label that comes in that time corrects the missing value, or not
+    (`late`). Each partition keeps so many events that wait or are remembered `in_memory`, and more of them on disk.
+    `min` and `max` bound a value (both included, None for no bound).
     """
 
     field: str
@@ -175,6 +175,7 @@ class Task:
     topics: TopicNames
     path: Path  # absolute
     text: str  # the file as it was read
+    classes: tuple[str, ...] = ()  # names, of a multi-class task
     segments: tuple[str, ...] = ()  # categories by whose values metrics are kept as well
     others: tuple[ModelConfig, ...] = ()  # further challengers, where there are several [[challenger]]
     arena: ArenaConfig = USUAL_ARENA
@@ -242,7 +243,7 @@ class Task:
             feature.aggregate == "label_rate" for view in self.views.values() for feature in view.features
         )
         meaning = {
-            "kind": self.kind,
+            "kind": [self.kind, *self.classes] if self.classes else self.kind,
             "numbers": self.numbers,
             "categories": self.categories,
             "entities": [[entity.name, entity.field] for entity in self.entities],
@@ -279,7 +280,9 @@ class Task:
     @cached_property
     def schema(self) -> Schema:
         """The columns of a row, for the learner."""
-        return Schema(self.numbers, self.categories, self.schema_hash, self.blocks, Target(self.kind))
+        return Schema(
+            self.numbers, self.categories, self.schema_hash, self.blocks, Target(self.kind, self.classes)
+        )
 
 
 def built_in_tasks() -> tuple[str, ...]:

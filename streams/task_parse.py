@@ -23,11 +23,20 @@ from learners.batch import (
 from learners.budget import ArenaConfig
 from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
-from learners.target import KINDS
+from learners.target import KINDS, Target
 from learners.trust import TrustConfig
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
-from streams.task_kind import check_guard, check_settings, parse_bounds, parse_metric, parse_missing
+from streams.task_kind import (
+    check_guard,
+    check_rates,
+    check_settings,
+    parse_bounds,
+    parse_classes,
+    parse_metric,
+    parse_missing,
+    parse_weights,
+)
 from streams.task_model import check_blocks, check_rivals, check_used, with_tower
 from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
@@ -53,7 +62,7 @@ TOP = (
     "serving",
     "topics",
 )
-TASK = ("name", "kind", "metric", "calendar", "segments")
+TASK = ("name", "kind", "classes", "metric", "calendar", "segments")
 EVENT = ("id", "key", "time", "time_format", "fields")
 LABEL = ("field", "id", "time", "delay", "window", "missing", "late", "late_for", "in_memory", "min", "max")
 FEATURES = ("entity", "value", "windows", "aggregates", "time_since_last", "label_rate", "decay", "last")
@@ -97,14 +106,14 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         "name", '"my-stream"', REQUIRED, r"[a-z][a-z0-9-]{0,49}", "1 to 50 of a-z, 0-9 and -, a letter first"
     )
     kind = task.choice("kind", KINDS, "binary")
-    metric = parse_metric(task, kind)
+    classes, metric = parse_classes(task, kind), parse_metric(task, kind)
     calendar = task.flag("calendar", False)
     event_table = root.table(
         "event", EVENT, required='[event] with id = "event_id", key = "user_id", time = "timestamp"'
     )
     entities = parse_entities(root, event_table)
     event = parse_event(event_table, entities)
-    label = _label(root, event, kind)
+    label = _label(root, event, Target(kind, classes))
     views = _views(root, entities, event)
     first, rivals = root.table("model"), root.tables("challenger")
     model = _settings(first, ModelConfig())
@@ -112,7 +121,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     made = Task(
         name, kind, metric, calendar, event, entities, label, views, _privacy(root, event), model, challenger,
         _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
-        _serving(root), _topic_names(root), path, text,
+        _serving(root), _topic_names(root), path, text, classes,
         task.strings("segments", (), '["country"]'), tuple(others),
         _settings(root.table("arena"), ArenaConfig()),
         trust=_trust(root),
@@ -120,6 +129,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
     check_guard(root.table("guard"), made)
+    check_rates(root, made)
     check_rivals(rivals, (challenger, *others))
     chosen = "rows" in first.data
     model = _fitted(first, model, made, chosen)
@@ -144,7 +154,7 @@ def _fitted(table: Table, config: ModelConfig, task: Task, chosen: bool) -> Mode
     return _sized(table, with_tower(table, config, task), task, chosen)
 
 
-def _label(root: Table, event: EventSpec, kind: str) -> LabelSpec:
+def _label(root: Table, event: EventSpec, target: Target) -> LabelSpec:
     table = root.table(
         "label", LABEL, required='[label] with field = "clicked", delay = "1h", window = "2h", missing = 0'
     )
@@ -164,8 +174,8 @@ def _label(root: Table, event: EventSpec, kind: str) -> LabelSpec:
         fix = f"write window = {shown(table.data['delay'])} or longer"
         got, least = shown(table.data["window"]), shown(table.data["delay"])
         table.fail("window", f"label.window {got} closes before labels are due (label.delay {least})", fix)
-    low, high = parse_bounds(table, kind)
-    missing = parse_missing(table, kind, low, high)
+    low, high = parse_bounds(table, target.kind)
+    missing = parse_missing(table, target, low, high)
     return LabelSpec(
         field,
         label_id,
@@ -240,6 +250,8 @@ def _setting(table: Table, key: str, default: Any) -> Any:
         return table.number(key, default, low, high, example=f"{default:g}")
     if isinstance(default, str):
         return table.text(key, shown(default))
+    if key == "class_weights":
+        return parse_weights(table, key)
     if key not in _WHOLE_NUMBERS:
         return table.strings(key, default, '["a_column"]')
     what, example = _WHOLE_NUMBERS[key]

@@ -18,13 +18,15 @@ def whole_model_bytes(config: ModelConfig, schema: Schema) -> int:
 
     A row of the table takes its number (8 bytes) and its weights (4 bytes each); see `learners.weights`.
     """
-    return _dense_bytes(config, schema) + _fields(config, schema) * config.rows * _row_bytes(config)
+    return _dense_bytes(config, schema) + _fields(config, schema) * config.rows * _row_bytes(
+        config, schema.target.width
+    )
 
 
 def fitting_rows(config: ModelConfig, schema: Schema) -> int:
     """The largest power of two of rows with which the model can be sent; 0 where even one row is too much."""
     left, fields = LARGEST_MODEL - _dense_bytes(config, schema), _fields(config, schema)
-    most = left // (fields * _row_bytes(config)) if fields else 0
+    most = left // (fields * _row_bytes(config, schema.target.width)) if fields else 0
     return 1 << (most.bit_length() - 1) if most > 0 else 0
 
 
@@ -44,24 +46,25 @@ def _fields(config: ModelConfig, schema: Schema) -> int:
     return len(schema.categories if config.family in COUNTING_FAMILIES else schema.fields)
 
 
-def _row_bytes(config: ModelConfig) -> int:
-    width = 1 + config.embedding
+def _row_bytes(config: ModelConfig, outputs: int) -> int:
+    width = outputs + config.embedding
     if config.family in COUNTING_FAMILIES:
         width = 2
     elif config.family in ("logistic", "svm"):
-        width = 1
+        width = outputs
     return 8 + 4 * width + (8 if config.table == "exact" else 0)  # an exact one has its id
 
 
 def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
     """Layers and running statistics, float32; see `learners.models`."""
     numbers, categories = len(schema.numbers), len(schema.categories)
-    statistics = 3 * numbers + 2 + len(config.recent_labels)
+    outputs = schema.target.width
+    statistics = 3 * numbers + 1 + max(2, outputs) + len(config.recent_labels)
     numbers += len(config.recent_labels)
     inputs = numbers + len(schema.fields) * config.embedding
     match config.family:
         case "logistic" | "svm" | "rff_svm":
-            layers = numbers + 1
+            layers = outputs * (numbers + 1)
             layers += config.random_features if config.family == "rff_svm" else 0
             layers += 2 if config.family in MARGIN_FAMILIES else 0
         case "naive_bayes":
@@ -80,14 +83,15 @@ def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
             encoders = _encoders(config, schema)
             inputs += sum(width for width, _ in encoders)
             widths = (inputs, *config.hidden)
-            layers = sum((before + 1) * after for before, after in pairwise(widths)) + widths[-1] + 1
+            layers = sum((before + 1) * after for before, after in pairwise(widths))
+            layers += outputs * (widths[-1] + 1)
             layers += sum(size for _, size in encoders)
         case _:
-            layers = _net_size(config, numbers, inputs)
+            layers = _net_size(config, numbers, inputs, outputs)
     return _HEADER + 4 * (statistics + layers)
 
 
-def _net_size(config: ModelConfig, numbers: int, inputs: int) -> int:
+def _net_size(config: ModelConfig, numbers: int, inputs: int, outputs: int) -> int:
     """Weights of a deep net, what stands beside it, and the output layer over both."""
     widths = (inputs, *config.hidden)
     deep = sum((before + 1) * after for before, after in pairwise(widths))
@@ -96,7 +100,7 @@ def _net_size(config: ModelConfig, numbers: int, inputs: int) -> int:
         "dcn": (_CROSS_LAYERS * inputs * (inputs + 1), inputs),
         "deepfm": (numbers * config.embedding, numbers),
     }[config.family]
-    return deep + beside + wide + widths[-1] + 1
+    return deep + beside + outputs * (wide + widths[-1] + 1)
 
 
 def _encoders(config: ModelConfig, schema: Schema) -> list[tuple[int, int]]:

@@ -59,7 +59,7 @@ class Pool:
     def __init__(self, task: Task) -> None:
         empty, self._schema = Rows.empty(task), task.rows_hash
         self.arrays: dict[str, NDArray[Any]] = {name: getattr(empty, name) for name in ROW_ARRAYS}
-        self.arrays["served"] = np.zeros(0, np.float32)
+        self.arrays["served"] = task.schema.target.unknown(0)
         self._ids: list[str] = []
         self._versions: list[str] = []
         self._free: list[int] = []

@@ -89,7 +89,7 @@ class ServedWatch:
         unknown = np.zeros(len(rows), np.float32)
         batch = Batch(rows.ids, rows.event_ms, rows.event_ms, rows.numbers, rows.categories, served, unknown)
         self.event_ms = max(self.event_ms, int(rows.event_ms.max()))
-        found = self._detector.update(batch, served, versions[-1])
+        found = self._detector.update(batch, self._task.schema.target.one(served), versions[-1])
         return found[0] if found else None
 
     def psi(self) -> dict[str, float]:

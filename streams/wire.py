@@ -44,7 +44,7 @@ def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
 
 def encode_examples(rows: Rows, served: NDArray[np.float32], version: str) -> bytes:
     """Rows exactly as served, with their scores [n] and the version that made all of them."""
-    columns = {"served": pa.array(served), "version": pa.array([version] * len(rows), pa.utf8())}
+    columns = {"served": _scores(served), "version": pa.array([version] * len(rows), pa.utf8())}
     return _write(_row_columns(rows) | columns, rows.schema)
 
 
@@ -52,13 +52,13 @@ def decode_examples(
     data: bytes | None, schema: str | None = None
 ) -> tuple[Rows, NDArray[np.float32], list[str]]:
     """The inverse of `encode_examples`: rows, scores, versions. Raises Damaged as `decode_rows` does."""
-    return _decoded(data, schema, lambda b: (_rows(b), _numpy(b, "served", np.float32), _texts(b, "version")))
+    return _decoded(data, schema, lambda b: (_rows(b), _served(b), _texts(b, "version")))
 
 
 def encode_labelled(labelled: Labelled) -> bytes:
     """Arrow IPC stream of one record batch."""
     columns = {
-        "served": pa.array(labelled.served),
+        "served": _scores(labelled.served),
         "version": pa.array(labelled.version, pa.utf8()),
         "label": pa.array(labelled.label),
         "known_ms": pa.array(labelled.known_ms),
@@ -75,7 +75,7 @@ def decode_labelled(data: bytes | None, schema: str | None = None) -> Labelled:
     def read(batch: pa.RecordBatch) -> Labelled:
         return Labelled(
             _rows(batch),
-            _numpy(batch, "served", np.float32),
+            _served(batch),
             _texts(batch, "version"),
             _numpy(batch, "label", np.float32),
             _numpy(batch, "known_ms", np.int64),
@@ -196,6 +196,16 @@ def _lists(matrix: NDArray[Any]) -> pa.Array:
             pa.array(matrix.ravel()), type=pa.list_(pa.field("none", pa.from_numpy_dtype(matrix.dtype)), 1)
         )
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).ravel()), width)
+
+
+def _scores(served: NDArray[np.float32]) -> pa.Array:
+    """Scores [n], or of several classes [n, K]."""
+    return _lists(served) if served.ndim > 1 else pa.array(served)
+
+
+def _served(batch: pa.RecordBatch) -> NDArray[np.float32]:
+    several = pa.types.is_fixed_size_list(batch.column("served").type)
+    return _matrix(batch, "served", np.float32) if several else _numpy(batch, "served", np.float32)
 
 
 def _matrix(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:

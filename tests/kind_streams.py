@@ -62,6 +62,21 @@ def rides(more: str = "", metric: str = "mae") -> Task:
     return parse_task(text + more, "rides.toml", Path("/somewhere/rides.toml"))
 
 
+PACES = ("short", "middle", "long")
+
+
+def paces(more: str = "", metric: str = "accuracy", missing: str = "drop") -> Task:
+    """The task of rides whose label is one of three names; `more` is put at the end of its file."""
+    text = RIDES.replace("KIND", "multiclass").replace("LABEL", "pace").replace('"drop"', f'"{missing}"')
+    text = text.replace("METRIC", f'metric = "{metric}"\nclasses = ["short", "middle", "long"]')
+    return parse_task(text + more, "rides.toml", Path("/somewhere/rides.toml"))
+
+
+def pace(minutes: float) -> str:
+    """The name of a ride of so many minutes."""
+    return PACES[int(minutes > 16.0) + int(minutes > 24.0)]
+
+
 @dataclass(frozen=True)
 class Rides:
     """Rides as a source of a backtest: minutes follow from distance, stops and zone, otherwise from `change_at` on."""
@@ -69,6 +84,7 @@ class Rides:
     events: int
     seed: int = 1
     change_at: float = 1.0  # share of the stream
+    named: bool = False  # whether labels are names and not minutes
 
     @property
     def total(self) -> int:
@@ -86,7 +102,9 @@ class Rides:
         for number, event, minutes in self.rides():
             at, ride = START_MS + number * STEP_MS, f"r-{number}"
             made.append(Item(at, "event", event["driver"], {"ride": ride, "at": at, **event}))
-            label = {"ride": ride, "minutes": round(minutes, 3)}
+            label = {"ride": ride} | (
+                {"pace": pace(minutes)} if self.named else {"minutes": round(minutes, 3)}
+            )
             made.append(Item(at + DELAY_MS, "label", event["driver"], label))
         yield from sorted(made, key=lambda item: item.time_ms)
 

@@ -41,13 +41,13 @@ class EventModel(nn.Module):
 
     Most callers want `predict`; `observe` and `index` are steps of training.
 
-    Shapes: numbers float32 [n, N] raw values (NaN or infinite: unknown or clipped), categories int64 [n, I]
-    (0: missing), of which the first C are categories and the rest those of blocks. A step sees what `inputs` makes
-    of them: the numbers with `extra` columns behind them, and a table row for each of the F ids that the family
-    looks up. State that changes only in training: by `observe` `mean`, `var`, `count` [N] and `seen` [2]
-    (negatives, positives), by `remember` `recent` [E], the share of positives among the labels learned of late, one
-    for each half-life of `config.recent_labels`. Where values are predicted, `seen` [1] is the weight of the labels,
-    `label_mean` and `label_var` [1] are those of the labels, and `recent` is of scaled ones.
+    Shapes: numbers float32 [n, N] raw values (NaN or infinite: unknown or clipped), categories int64 [n, I] (0:
+    missing), of which the first C are categories and the rest those of blocks. A step sees what `inputs` makes of
+    them: the numbers with `extra` columns behind them, and a table row for each of the F ids that the family looks
+    up. State that changes only in training: by `observe` `mean`, `var`, `count` [N] and `seen` [2] (negatives,
+    positives; or [K], each class), by `remember` `recent` [E], the share of positives among the labels learned of
+    late, one for each half-life of `config.recent_labels`. Where values are predicted, `seen` [1] is the weight of
+    the labels, `label_mean` and `label_var` [1] are those of the labels, and `recent` is of scaled ones.
     """
 
     embedded: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +84,7 @@ class EventModel(nn.Module):
         self.register_buffer("var", torch.ones(numbers))
         self.register_buffer("count", torch.zeros(numbers))
         self.values = schema.target.is_value
-        self.register_buffer("seen", torch.zeros(1 if self.values else 2))
+        self.register_buffer("seen", torch.zeros(1 if self.values else max(2, schema.target.width)))
         self.register_buffer("label_mean", torch.zeros(1))
         self.register_buffer("label_var", torch.ones(1))
         half_lives = torch.tensor(config.recent_labels, dtype=torch.float32)
@@ -92,7 +92,7 @@ class EventModel(nn.Module):
         self.register_buffer("fade", 1.0 - 0.5 ** (1.0 / half_lives), persistent=False)
 
     def predict(self, numbers: NDArray[np.float32], categories: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores float32 [n], probabilities of the positive class or values; ValueError for other column counts."""
+        """Scores float32 [n] or [n, K] (`Target`); ValueError for other column counts."""
         with torch.inference_mode():
             inputs, index = self.inputs(numbers, categories)
             found = self.scores(inputs, nn.functional.embedding(index, self.table))
@@ -136,7 +136,7 @@ class EventModel(nn.Module):
         return hashed.masked_fill_(categories == 0, 0) + self.offsets
 
     def scores(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """Scores [n] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
+        """Scores [n] or [n, K] of `inputs` [n, N + extra] and gathered table rows [n, F, width]."""
         raise NotImplementedError
 
     def scale(self, numbers: Tensor) -> Tensor:
@@ -165,6 +165,10 @@ class EventModel(nn.Module):
             self.label_mean, self.label_var, total = merged(*stood, label[:, None], known, weight)
             self.seen = torch.clamp_max(total, LABEL_ROWS)
             return former
+        if self.schema.target.classes:
+            hot = nn.functional.one_hot(label.long(), self.schema.target.width).to(label.dtype)
+            self.seen = self.counted(hot.sum(0) if weight is None else weight @ hot)
+            return former
         if weight is None:
             positives = label.sum()
             fresh = torch.stack((len(label) - positives, positives))
@@ -174,7 +178,7 @@ class EventModel(nn.Module):
         return former
 
     def counted(self, fresh: Tensor) -> Tensor:
-        """`seen` after `fresh` [2] further negatives and positives."""
+        """`seen` after `fresh` [2] further negatives and positives, or [K] of each class."""
         return torch.where(self.seen.sum() < BASE_RATE_ROWS, self.seen + fresh, self.seen)
 
     @torch.no_grad()
@@ -189,6 +193,11 @@ class EventModel(nn.Module):
     def restore(self, former: Former) -> None:
         """Takes back an `observe` (of a step that was rejected)."""
         self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var = former
+
+    def learnable(self, label: Tensor) -> bool:
+        """Whether labels [n] can stand in a step at all; what else is wrong with them shows in the loss."""
+        classes = len(self.schema.target.classes)
+        return not classes or bool(((label >= 0) & (label < classes) & (label == label.floor())).all())
 
     @property
     def unit(self) -> Tensor:

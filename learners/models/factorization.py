@@ -1,7 +1,7 @@
 """Nets over embeddings: a plain one, those that learn products of features (DCN-v2-like, DeepFM), two towers.
 
 A table row is [linear weight, embedding]: the first column is summed into the logit directly (the "wide"
-part), the rest feeds the nets.
+part), the rest feeds the nets. Where there are K classes, so many columns are.
 """
 
 import math
@@ -20,37 +20,35 @@ class Perceptron(Net):
     """A multilayer perceptron over numbers and embeddings, beside a linear part for the categories."""
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1 + config.embedding)
+        super().__init__(schema, config, seed, width=schema.target.width + config.embedding)
         inputs = len(schema.numbers) + len(config.recent_labels) + len(schema.fields) * config.embedding
         self.deep = deep_net(self, inputs, config.hidden)
-        self.output = self.linear((config.hidden or (inputs,))[-1], 1, zero=True)
+        self.output = self.linear((config.hidden or (inputs,))[-1], self.outputs, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        first = torch.cat((self.beside(scaled), rows[:, :, 1:].flatten(1)), 1)
-        logits: Tensor = self.output(self.deep(first)).squeeze(1)
-        return logits + rows[:, :, 0].sum(1)
+        first = torch.cat((self.beside(scaled), rows[:, :, self.outputs :].flatten(1)), 1)
+        return self.flat(self.output(self.deep(first))) + self.wide(rows)
 
 
 class CrossNet(Net):
     """DCN-v2 (Wang et al. 2021), parallel form: cross layers x ← x0 ⊙ (Wx + b) + x beside a deep net."""
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1 + config.embedding)
+        super().__init__(schema, config, seed, width=schema.target.width + config.embedding)
         inputs = len(schema.numbers) + len(config.recent_labels) + len(schema.fields) * config.embedding
         # Products start at zero: a fresh net cannot explode on the first rows.
         self.crosses = nn.ModuleList(self.linear(inputs, inputs, zero=True) for _ in range(CROSS_LAYERS))
         self.deep = deep_net(self, inputs, config.hidden)
-        self.output = self.linear(inputs + (config.hidden or (inputs,))[-1], 1, zero=True)
+        self.output = self.linear(inputs + (config.hidden or (inputs,))[-1], self.outputs, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        first = torch.cat((self.beside(scaled), rows[:, :, 1:].flatten(1)), 1)
+        first = torch.cat((self.beside(scaled), rows[:, :, self.outputs :].flatten(1)), 1)
         crossed = first
         for cross in self.crosses:
             crossed = torch.addcmul(crossed, first, cross(crossed))
-        logits: Tensor = self.output(torch.cat((crossed, self.deep(first)), 1)).squeeze(1)
-        return logits + rows[:, :, 0].sum(1)
+        return self.flat(self.output(torch.cat((crossed, self.deep(first)), 1))) + self.wide(rows)
 
 
 class DeepFM(Net):

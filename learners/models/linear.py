@@ -20,13 +20,12 @@ class Logistic(Net):
     """logit = base rate + w · numbers + Σ table[category]. Convex, fast, and easy to read."""
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1)
-        self.output = self.linear(len(schema.numbers) + len(config.recent_labels), 1, zero=True)
+        super().__init__(schema, config, seed, width=schema.target.width)
+        self.output = self.linear(len(schema.numbers) + len(config.recent_labels), self.outputs, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
         """Logits [n]; see the base class for shapes."""
-        logits: Tensor = self.output(self.beside(scaled)).squeeze(1) + rows.sum((1, 2))
-        return logits
+        return self.flat(self.output(self.beside(scaled))) + self.wide(rows)
 
 
 class Margin(Net):

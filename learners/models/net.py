@@ -38,7 +38,8 @@ class Net(EventModel):
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
         rows = np.arange(len(schema.fields) * config.rows)
-        super().__init__(schema, config, first_rows(seed, rows, width))
+        self.outputs = schema.target.width  # of head
+        super().__init__(schema, config, first_rows(seed, rows, width, self.outputs))
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = loss_of(config, schema.target)
@@ -61,6 +62,10 @@ class Net(EventModel):
         if self.values:
             said = self.logits(numbers, rows).clamp_(-LARGEST_OUTPUT, LARGEST_OUTPUT)
             return self.label_mean + self.unit * said
+        if self.schema.target.classes:
+            logits = self.logits(numbers, rows)
+            below = logits - logits.amax(1, keepdim=True)
+            return torch.softmax(below.clamp_min_(-LARGEST_LOGIT), 1)
         return torch.sigmoid(self.logits(numbers, rows).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
@@ -111,15 +116,28 @@ class Net(EventModel):
             return _NO_ROWS, _NO_ROWS
         admitted, evicted = self.vocabulary.note(ids[:, : len(self.offsets)])
         if len(evicted):
-            self.table[evicted] = first_rows(self.seed, evicted, self.table.shape[1]).to(self.table.device)
+            self.table[evicted] = self._first(evicted)
         if len(admitted):
             self.table[admitted] = self.table[self.vocabulary.rare(admitted)]
         return torch.from_numpy(admitted), torch.from_numpy(evicted)
 
+    def _first(self, rows: NDArray[np.int64]) -> Tensor:
+        return first_rows(self.seed, rows, self.table.shape[1], self.outputs).to(self.table.device)
+
+    def flat(self, output: Tensor) -> Tensor:
+        """What a layer of `outputs` units gave, as logits [n] or [n, K]."""
+        return output.squeeze(1) if self.outputs == 1 else output
+
+    def wide(self, rows: Tensor) -> Tensor:
+        """The linear weights of table rows [n, fields, width], summed: [n] or [n, K]."""
+        return rows[:, :, 0].sum(1) if self.outputs == 1 else rows[:, :, : self.outputs].sum(1)
+
     def base_rate(self) -> Tensor:
-        """The logit of the share of positives among the first rows; of values 0, their mean."""
+        """The logit of the share of positives among the first rows; log shares [K] of classes; 0 of values."""
         if self.values:
             return torch.zeros_like(self.label_mean)
+        if self.schema.target.classes:
+            return torch.log((self.seen + 1.0) / (self.seen.sum() + len(self.seen)))
         return torch.log((self.seen[1] + 1.0) / (self.seen[0] + 1.0))
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
@@ -178,12 +196,12 @@ def uniform_cells(seed: int, cell: NDArray[np.uint64]) -> NDArray[np.float32]:
     return unit
 
 
-def first_rows(seed: int, rows: NDArray[np.int64], width: int) -> Tensor:
+def first_rows(seed: int, rows: NDArray[np.int64], width: int, linear: int = 1) -> Tensor:
     """The table's `rows` [u, width] before any training: a pure function of seed, row and column.
 
-    Therefore a checkpoint and a swap carry only the rows that were trained.
+    Therefore a checkpoint and a swap carry only the rows that were trained. The first `linear` columns are 0.
     """
     cells = (rows[:, None] * width + np.arange(width)).astype(np.uint64)
     table = (uniform_cells(seed, cells) * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)
-    table[:, 0] = 0.0
+    table[:, :linear] = 0.0
     return torch.from_numpy(table)

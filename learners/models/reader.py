@@ -32,13 +32,13 @@ class Reader(Net):
     """
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1 + config.embedding)
+        super().__init__(schema, config, seed, width=schema.target.width + config.embedding)
         encoders = self.encoders_of(schema)
         self.encoders = nn.ModuleList(encoders)
         inputs = len(schema.numbers) + len(schema.fields) * config.embedding
         inputs += sum(encoder.width for encoder in encoders)
         self.deep = deep_net(self, inputs, config.hidden)
-        self.output = self.linear((config.hidden or (inputs,))[-1], 1, zero=True)
+        self.output = self.linear((config.hidden or (inputs,))[-1], self.outputs, zero=True)
 
     def encoders_of(self, schema: Schema) -> list[Encoder]:
         """The encoders of the schema's blocks."""
@@ -48,15 +48,14 @@ class Reader(Net):
         """See the base class."""
         scaled, fields = self.scale(numbers), self.fields(numbers, rows)
         vectors = [encoder(self, numbers, scaled, rows) for encoder in self.encoders]
-        first = torch.cat((scaled, fields[:, :, 1:].flatten(1), *vectors), 1)
-        logits: Tensor = self.output(self.deep(first)).squeeze(1)
-        return logits + fields[:, :, 0].sum(1)
+        first = torch.cat((scaled, fields[:, :, self.outputs :].flatten(1), *vectors), 1)
+        return self.flat(self.output(self.deep(first))) + self.wide(fields)
 
     def ids_of(self, block: Block, numbers: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [n, length, embedding] of a block of ids, 0 where a place is empty, and its mask [n, length]."""
         at: int = self.schema.columns(block.name).start
         filled = self.filled(numbers, at, block.length)
-        return rows[:, at : at + block.length, 1:] * filled[:, :, None], filled
+        return rows[:, at : at + block.length, self.outputs :] * filled[:, :, None], filled
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -19,6 +19,8 @@ METRICS = {
     "rmse": "root mean squared error",
     "mae": "mean absolute error",
     "r2": "share of variance explained",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
 }
 FROZEN, CONTINUOUS, SERVED, CHAMPION = "frozen", "continuous", "served", "champion"
 COMPARED = (FROZEN, CONTINUOUS, CHAMPION, SERVED)

@@ -39,6 +39,7 @@ ACTIONS = {
 LOSSES = (("log_loss", "log loss"), ("scaled_error", "scaled error"))
 MEASURES = (
     ("auc", "AUC"), ("average_precision", "average precision"), ("rmse", "RMSE"), ("mae", "mean absolute error"),
+    ("accuracy", "accuracy"), ("macro_f1", "macro F1"),
 )  # fmt: skip
 
 
@@ -211,7 +212,8 @@ def guard_evidence(evidence: Mapping[str, Any]) -> list[str]:
         own, its = evidence[f"champion_{key}"], evidence[f"former_{key}"]
         lines.append(f"{name} since the swap: {number(own, 4)}, of the replaced model {number(its, 4)}")
         own, its = evidence["champion_bias"], evidence["former_bias"]
-        lines.append(f"mean score less mean label: {signed(own)}, of the replaced model {signed(its)}")
+        if own is not None:
+            lines.append(f"mean score less mean label: {signed(own)}, of the replaced model {signed(its)}")
         value, needed = evidence["e_value_worse"], 1 / evidence["alpha"]
         lines.append(f"e-value {value:.3g} that it is worse; {needed:.3g} takes it back")
     if "scored" in evidence:

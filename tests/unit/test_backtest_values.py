@@ -35,7 +35,7 @@ def ran(source: Rides, *policies: str, task: Task | None = None) -> Backtest:
 
 def test_a_change_is_noticed_and_ends_in_a_swap_to_a_better_model() -> None:
     source = Rides(9_000, change_at=0.6)
-    backtest = ran(source, "static", "full")
+    backtest = ran(source, "static", "full", task=rides("[drift]\nfalse_alarms_per = 10000\n"))
     found = figures(backtest, "rides", Options())
     late = np.arange(8_000, 9_000)
     static, full = (backtest.metrics(lane, late) for lane in backtest.lanes)

@@ -62,7 +62,7 @@ def complaint(old: str, new: str) -> str:
             "recent_labels, optimiser, learning_rate, batch_size, smallest_batch, shards, precision, "
             "replay, replay_rows, replay_keep, ewc, renew, weight_decay, clip_norm, momentum, "
             "nesterov, l1, l2, loss, "
-            "positive_weight, focal_gamma, schedule, schedule_steps, schedule_factor, warmup_steps, "
+            "positive_weight, class_weights, focal_gamma, schedule, schedule_steps, schedule_factor, warmup_steps, "
             "units, layers, random_features, kernel_width, neighbours, window, trees, leaves, grace, "
             "split_confidence",
         ),

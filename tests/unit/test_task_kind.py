@@ -35,7 +35,7 @@ def test_a_regression_task() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message", "fix"),
     [
-        ('"regression"', '"ranking"', 'my.toml:4: task.kind is "ranking"', "use one of binary, regression"),
+        ('"regression"', '"ranking"', 'my.toml:4: task.kind is "ranking"', "use one of binary, multiclass, regression"),
         (
             'kind = "regression"',
             'kind = "regression"\nmetric = "auc"',
@@ -74,7 +74,7 @@ def test_a_regression_task() -> None:
         (
             '"mlp"',
             '"mlp"\nloss = "focal"',
-            "my.toml:29: model: loss 'focal' is for labels of 0 and 1, and this is a regression task",
+            "my.toml:29: model: loss 'focal' does not go with a regression task",
             "use one of auto, mse, mae, huber",
         ),
         (
@@ -103,3 +103,50 @@ def test_bounds_of_labels_are_for_values_only() -> None:
     text = VALUES.replace("regression", "binary").replace('missing = "drop"', "missing = 0\nmin = 0")
     with pytest.raises(UserError, match=r"label\.min has no meaning in a binary task"):
         parse(text)
+
+
+CLASSES = VALUES.replace('"regression"', '"multiclass"\nclasses = ["red", "green"]')
+
+
+def test_a_multiclass_task() -> None:
+    task = parse(CLASSES.replace('missing = "drop"', 'missing = "green"'))
+    assert (task.kind, task.metric, task.classes) == ("multiclass", "accuracy", ("red", "green"))
+    assert (task.schema.target.width, task.label.missing) == (2, 1.0)
+    assert task.schema_hash != parse(CLASSES.replace('"green"', '"blue"')).schema_hash
+    weighted = parse(CLASSES.replace('"mlp"', '"mlp"\nclass_weights = [1, 2.5]'))
+    assert weighted.model.class_weights == weighted.challenger.class_weights == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "fix"),
+    [
+        ('classes = ["red", "green"]', "", "my.toml:2: task.classes is missing", 'add for example classes = ["red"'),
+        ('["red", "green"]', '["red"]', "my.toml:5: task.classes has 1 names", "give 2 to 1000 of them"),
+        ('["red", "green"]', '["red", "red"]', 'task.classes has "red" twice', "each class has a name of its own"),
+        ('["red", "green"]', '["red", "drop"]', 'task.classes has "drop" among them', 'which is not "drop"'),
+        ('["red", "green"]', "[1, 2]", "task.classes must be a list of texts", "for example"),
+        ('"multiclass"', '"binary"', "task.classes has no meaning in a binary task", 'write kind = "multiclass"'),
+        (
+            'missing = "drop"',
+            'missing = "gren"',
+            'label.missing is "gren"',
+            'did you mean "green"? use one of task.classes or "drop"',
+        ),
+        ('missing = "drop"', "missing = 0", "label.missing is 0", 'use one of task.classes or "drop"'),
+        (
+            '"mlp"',
+            '"deepfm"',
+            "family 'deepfm' says the products that it learns in one number and cannot learn a multiclass task",
+            "use one of dcn, logistic, mlp",
+        ),
+        ('"mlp"', '"mlp"\nclass_weights = [1.0]', "model: class_weights is [1.0]", "give 2, in the order of"),
+        ('"mlp"', '"mlp"\nclass_weights = "x"', "model.class_weights must be a list of numbers", "for example"),
+        ('"mlp"', '"mlp"\nloss = "mse"', "loss 'mse' does not go with a multiclass task", "use one of auto, focal"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_classes_is_named_too(old: str, new: str, message: str, fix: str) -> None:
+    assert old in CLASSES
+    with pytest.raises(UserError) as caught:
+        parse(CLASSES.replace(old, new, 1))
+    assert message in str(caught.value)
+    assert fix in str(caught.value)

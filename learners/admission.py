@@ -71,7 +71,7 @@ def golden_rows(schema: Schema) -> tuple[NDArray[np.float32], NDArray[np.int64]]
     Numbers spread over six decades with both signs and some unknown, categories over all rows with some missing.
     """
     columns = len(schema.numbers) + schema.ids
-    drawn = _mixed(np.arange(1, GOLDEN_ROWS * columns + 1, dtype=np.uint64)).reshape(GOLDEN_ROWS, columns)
+    drawn = mixed(np.arange(1, GOLDEN_ROWS * columns + 1, dtype=np.uint64)).reshape(GOLDEN_ROWS, columns)
     left, right = np.split(drawn, [len(schema.numbers)], axis=1)
     share = (left >> np.uint64(11)).astype(np.float64) / 2.0**53
     numbers = np.where(left & np.uint64(1), 1.0, -1.0) * 10.0 ** (6.0 * share - 2.0)
@@ -80,7 +80,7 @@ def golden_rows(schema: Schema) -> tuple[NDArray[np.float32], NDArray[np.int64]]
     return numbers.astype(np.float32), categories
 
 
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64 (Steele, Lea & Flood 2014): the same numbers on every machine and with every version of numpy."""
     mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -186,6 +186,8 @@ def check_meta(meta: Meta) -> None:
     wrong += [name for name in _COUNTS if type(meta.get(name)) is not int]
     if meta.get("kind") == "swap":
         wrong += [] if _is_numbers(meta.get("golden")) else ["golden"]
+    if "canary" in meta and not (type(meta["canary"]) is float and 0.0 < meta["canary"] < 1.0):
+        wrong += ["canary"]
     if wrong:
         shown = json.dumps(meta, default=str)[:200]
         raise BadUpdate("meta", f"the update's meta lacks {', '.join(wrong)}: {shown}")

@@ -20,9 +20,9 @@ from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
 from learners.entrants import FIRST
 from learners.judge import Judge
-from learners.measure import TRIAL, Measure, Seen
+from learners.measure import TRIAL, Measure, Seen, arms_of
 from learners.packing import pack, part, prefixed, unpack
-from learners.prequential import MetricRow
+from learners.prequential import MetricRow, Prequential
 from learners.rejected import RejectedSteps
 from learners.rollback import BETS, USUAL, Guard, GuardConfig
 from learners.segments import Segments
@@ -77,6 +77,9 @@ class Arena:
         self.guard: Guard | None = None
         self._detectors = Detectors(schema, drift, served=served)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
+        self._packed: dict[str, Detectors | Prequential | Buffer] = {
+            "detectors.npz": self._detectors, "prequential.npz": self._measured.windows, "buffer.npz": self._buffer,
+        }  # fmt: skip
         self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
         self.budget = Budget(beside, tuning.budget if tuning else 0.0)
@@ -84,7 +87,7 @@ class Arena:
         self.tuning = Tuning(schema, tuning, seed, device, *learned) if tuning else None
         self.trials = Trials(
             schema, (champion, challenger), others, drift, seed, device, self._decisions, self._harm, self.budget,
-            self.tuning, trust,
+            self.tuning, trust, guard,
         )  # fmt: skip
         self.examples = 0  # labelled examples observed
 
@@ -155,13 +158,14 @@ class Arena:
         events += self._measure(batch, scores, now)  # 3
         losses = {arm: self._judged.losses(batch.label, score) for arm, score in scores.items()}
         champion = self.champion.lineage
-        alerts = self._detect(batch, scores[champion], losses[champion])  # 4
+        served = self._judged.losses(batch.label, batch.served)
+        alerts = self._detect(batch, scores[champion], losses[champion], served)  # 4
         self._judged.note(batch.label, scores[champion])  # for the losses of the next step
         news = [*alerts, *self._detectors.due]
         if news:
             self.champion.drifted(self._buffer, news[0].since_ms)  # what it learned holds less now
         events += alerts
-        seen = Seen(batch, scores, losses, self._measured.segmented(batch, self._drift.segment_share))
+        seen = Seen(batch, scores, losses, served, self._measured.segmented(batch, self._drift.segment_share))
         events += self._watch(seen, now)  # 5
         events += self._judge(seen, now)
         events += self._learn(whole, lesson)  # 6
@@ -214,22 +218,16 @@ class Arena:
         self.examples += len(batch)
         if self.examples // self._metrics_every == due:
             return []
-        champion = self.champion.lineage
-        arms = [("served", "", "served"), ("champion", champion, "champion")]
-        if self.continuous is not None or champion == FIRST:
-            arms.append(("continuous", FIRST, FIRST))
-        if self.frozen is not None:
-            arms.append(("frozen", self.frozen.lineage, "frozen"))
-        arms += [("challenger", challenger.lineage, challenger.lineage) for challenger in self.challengers]
+        continuous = FIRST if self.continuous is not None or self.champion.lineage == FIRST else ""
+        arms = arms_of(self.champion.lineage, continuous, self.frozen, self.challengers)
         return [*self._measured.rows(arms, now)]
 
-    def _detect(self, batch: Batch, score: Scores, loss: Losses) -> list[Alert]:
+    def _detect(self, batch: Batch, score: Scores, loss: Losses, served: Losses) -> list[Alert]:
         """Alerts on inputs and the champion's scores, and on the loss of what users got.
 
         That is the served score, or the champion's where none was served. Labels that come days late find
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
-        served = self._judged.losses(batch.label, batch.served)
         watched = np.where(self._schema.target.known(batch.served), served, loss)
         return self._detectors.update(batch, score, watched, self.champion.version)
 
@@ -281,12 +279,17 @@ class Arena:
 
     def approve(self, lineage: str, event_ms: int, created_ms: int) -> list[Event]:
         """A person promotes a challenger on trial, whatever its test says. KeyError if it is not on trial."""
-        chosen = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
-        return self._promote(chosen, Now(event_ms, created_ms), "promoted by a person")
+        return self._promote(self.trials.named(lineage), Now(event_ms, created_ms), "promoted by a person")
+
+    def arm(self, lineage: str) -> Trainer:
+        """A model that learns, by its lineage. KeyError for others."""
+        return {arm.lineage: arm for arm in self._learners(challengers=True)}[lineage]
 
     def _promote(self, winner: Challenger, now: Now, why: str = "") -> list[Event]:
-        """The winner becomes the champion; the rest of the field retires."""
+        """The winner becomes the champion, or a canary first where the task wants one; all others retire."""
         former = self.champion
+        if self._guarding.canary and winner.canary is None:
+            return [*self.trials.let_serve(winner, former.lineage, now, why)]
         events: list[Event] = [self._decisions.about("promote", winner, former.lineage, now, why)]
         events += self.trials.retire(former.lineage, now, f"{winner.lineage} won", but=winner)
         if self._guarding.events:  # a champion that was still being watched is not what one would go back to
@@ -340,12 +343,9 @@ class Arena:
             name: data for key in arms for name, data in prefixed(f"arms/{key}", arms[key].state()).items()
         }
         others, trials = self.trials.state()
-        files |= others
         tuned, tuning = self.tuning.state() if self.tuning else ({}, None)
-        files |= prefixed("tuning", tuned)
-        files["detectors.npz"] = pack(self._detectors.state())
-        files["prequential.npz"] = pack(self._measured.windows.state())
-        files["buffer.npz"] = pack(self._buffer.state())
+        files |= others | prefixed("tuning", tuned)
+        files |= {name: pack(each.state()) for name, each in self._packed.items()}
         return files, {
             "champion": self.champion.lineage,
             "continuous": None if self.continuous is None else self.continuous.lineage,
@@ -383,9 +383,8 @@ class Arena:
         self.budget.load(record["budget"])
         self.champion, self.continuous = champion, continuous
         self.frozen, self.guard = frozen, guard
-        self._detectors.load(unpack(files["detectors.npz"]))
-        self._measured.windows.load(unpack(files["prequential.npz"]))
-        self._buffer.load(unpack(files["buffer.npz"]))
+        for name, each in self._packed.items():
+            each.load(unpack(files[name]))
         self._rejected.load(record["rejected"])
         self._judged.load(record["judged"])
         self.examples, self._decisions.made = record["counts"]

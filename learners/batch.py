@@ -19,6 +19,7 @@ from learners.target import BINARY, Target
 _ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
 _NONE = np.zeros(0, np.bool_)  # stands for no corrections
 _NOBODY = np.zeros(0, np.int64)  # stands for entities that nobody knows
+_NO_ARM = np.zeros(0, np.int32)  # stands for scores that were made without a canary beside
 
 # The families whose weights move along a gradient, and those that count, remember or split instead.
 SEQUENCE_FAMILIES = ("rnn", "gru", "lstm", "transformer")
@@ -165,6 +166,7 @@ class Batch:
     `corrects` bool [n]: the row was here before with the value for a missing label, and comes again because its
     label came late after all. It is learned, and not measured, tested or watched a second time.
     `entity` int64 [n]: the pseudonym of the event's key; 0, as everywhere if not given, where it is not known.
+    `arm` int32 [n]: which arm of a canary served it (`learners.canary.arm_code`); 0 each if not given.
     """
 
     event_ids: list[str]
@@ -177,6 +179,7 @@ class Batch:
     weight: NDArray[np.float32] = field(default_factory=lambda: _ALIKE)
     corrects: NDArray[np.bool_] = field(default_factory=lambda: _NONE)
     entity: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
+    arm: NDArray[np.int32] = field(default_factory=lambda: _NO_ARM)
 
     def __post_init__(self) -> None:
         n = len(self.event_ids)
@@ -186,6 +189,8 @@ class Batch:
             object.__setattr__(self, "corrects", np.zeros(n, np.bool_))
         if self.entity is _NOBODY:
             object.__setattr__(self, "entity", np.zeros(n, np.int64))
+        if self.arm is _NO_ARM:
+            object.__setattr__(self, "arm", np.zeros(n, np.int32))
         columns = [getattr(self, name) for name in BATCH_ARRAYS]
         if any(len(column) != n for column in columns) or self.numbers.ndim != 2 or self.categories.ndim != 2:
             shapes = [column.shape for column in columns]
@@ -229,7 +234,7 @@ class Batch:
 
 
 BATCH_ARRAYS = (
-    "event_ms", "known_ms", "numbers", "categories", "served", "label", "weight", "corrects", "entity",
+    "event_ms", "known_ms", "numbers", "categories", "served", "label", "weight", "corrects", "entity", "arm",
 )  # fmt: skip
 """The arrays of a `Batch`, all of length n, in the order of its fields."""
 

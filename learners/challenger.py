@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.batch import ModelConfig
+from learners.canary import CanaryTest, Floats
 from learners.prequential import Prequential
 from learners.segments import NO_SEGMENTS, Segmented, Segments
 from learners.space import LEARNING
 from learners.trainer import Trainer
 from learners.verdict import PairedTest, Verdict
 
-Losses = NDArray[np.float64]
+Arms = NDArray[np.int32]
 
 Action = Literal[
-    "freeze", "start", "promote", "recommend", "reject", "expire", "retire", "confirm", "rollback", "refuse",
+    "freeze", "start", "canary", "promote", "recommend", "reject", "expire", "retire", "confirm", "rollback", "refuse",
     "straggle", "decline", "tune",
 ]  # fmt: skip
 
@@ -36,11 +37,11 @@ class Decision:
     """What was decided about a lineage, and the evidence for it. Every decision is one row of the history.
 
     `action` is freeze (a copy of the champion was kept as it is, to compare), start (a challenger was
-    started), promote (it is the champion now), recommend (it is better, but the policy leaves the rest to a
-    person), reject (it is worse, or fails a guardrail), expire (it was on trial for max_events) or retire (another
-    one won). After a swap: confirm (its guard ended well), rollback (this lineage is back), refuse (a worker did not
-    take the model), straggle (a worker does not have it yet), decline (what a person asked for cannot be done). And
-    tune (a rung of a population of settings ended).
+    started), canary (it serves a share of the entities), promote (it is the champion now), recommend (it is better,
+    but the policy leaves the rest to a person), reject (it is worse, or fails a guardrail), expire (it was on trial for
+    max_events) or retire (another one won). After a swap: confirm (its guard ended well), rollback (this lineage is
+    back), refuse (a worker did not take the model), straggle (a worker does not have it yet), decline (what a person
+    asked for cannot be done). And tune (a rung of a population of settings ended).
     """
 
     decision_id: str  # stable: the same stream gives the same id after a restart
@@ -69,19 +70,26 @@ class Challenger:
     segments: Segments = field(default_factory=lambda: Segments((), 0.0, 0.5))
     copied: bool = False  # from the champion, when it was started
     holdout: PairedTest | None = None
+    canary: CanaryTest | None = None  # while it serves a share of the entities
 
     def update(
         self,
-        champion: Losses,
-        own: Losses,
+        champion: Floats,
+        own: Floats,
         about: Segmented = NO_SEGMENTS,
         held: NDArray[np.bool_] | None = None,
+        arm: Arms | None = None,
+        served: Floats | None = None,
     ) -> None:
-        """Log losses [n] of both on a step that neither had learned from, its segments, and the rows held out [n]."""
+        """Losses [n] of both on a step that neither had learned from, its segments, and the rows held out [n]; the arm
+        [n] of a canary that served each row, and the losses [n] of what was served.
+        """
         self.test.update(champion, own)
         if self.holdout is not None and held is not None:
             self.holdout.update(champion[held], own[held])
         self.segments.update(about, champion, own)
+        if self.canary is not None and arm is not None and served is not None:
+            self.canary.update(arm, served, champion)
 
     @property
     def verdict(self) -> Verdict:
@@ -89,9 +97,10 @@ class Challenger:
         if self.segments.harmed:
             return "reject"
         verdict = self.test.verdict
-        return (
-            "undecided" if verdict == "promote" and (self.segments.unproven or self.unconfirmed) else verdict
-        )
+        if self.canary is not None:
+            return "reject" if verdict == "reject" else self.canary.verdict
+        waits = self.segments.unproven or self.unconfirmed
+        return "undecided" if verdict == "promote" and waits else verdict
 
     @property
     def unconfirmed(self) -> bool:
@@ -114,6 +123,7 @@ class Challenger:
             "test": self.test.state(),
             "segments": self.segments.state(),
             "holdout": None if self.holdout is None else self.holdout.state(),
+            "canary": None if self.canary is None else self.canary.state(),
         }
 
     @classmethod
@@ -124,6 +134,7 @@ class Challenger:
         segments: Segments,
         holdout: PairedTest | None,
         record: Mapping[str, Any],
+        canary: CanaryTest | None = None,
     ) -> Self:
         """The inverse of `record`, with the model, and tests that have only their settings."""
         test.load(record["test"])
@@ -131,7 +142,11 @@ class Challenger:
         if holdout is not None and record["holdout"]:
             holdout.load(record["holdout"])
         kind, alert_id, recommended = record["kind"], record["alert_id"], record["recommended"]
-        return cls(trainer, kind, alert_id, test, recommended, segments, record["copied"], holdout)
+        made = cls(trainer, kind, alert_id, test, recommended, segments, record["copied"], holdout)
+        if canary is not None and record["canary"] is not None:
+            canary.load(record["canary"])
+            made.canary = canary
+        return made
 
 
 def other_settings(champion: ModelConfig, standing: ModelConfig, challenging: ModelConfig) -> ModelConfig:
@@ -160,6 +175,7 @@ def evidence(challenger: Challenger, champion: str, windows: Prequential) -> dic
         f"challenger_{target.loss_name}": challenger_loss,
         "segments": challenger.segments.evidence(),
         "holdout": None if challenger.holdout is None else _holdout_evidence(challenger.holdout),
+        "canary": None if challenger.canary is None else challenger.canary.evidence(),
     }
     for arm, lineage in (("champion", champion), ("challenger", challenger.lineage)):
         row = windows.row(lineage, test.count)
@@ -189,6 +205,8 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
     needed = f"of {1.0 / test.alpha:.3g} needed"
     if action == "reject" and (harmed := challenger.segments.harmed):
         return f"{name} does harm {harmed}; over all, {numbers}"
+    if challenger.canary is not None and (said := _of_canary(action, name, challenger.canary)):
+        return said
     if action == "expire" and test.verdict == "promote" and (unproven := challenger.segments.unproven):
         return f"{name} is better, but it is not shown that it does no harm {unproven}; over all, {numbers}"
     if action == "expire" and test.verdict == "promote" and challenger.unconfirmed:
@@ -196,6 +214,10 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
     match action:
         case "promote":
             return f"{name} is better: {numbers}, e-value {test.e_value:.3g} {needed}"
+        case "canary":
+            return (
+                f"{name} serves a share of the entities now: {numbers}, e-value {test.e_value:.3g} {needed}"
+            )
         case "recommend":
             return f"{name} is better and waits for a person: {numbers}, e-value {test.e_value:.3g} {needed}"
         case "reject":
@@ -204,3 +226,15 @@ def reason(action: Action, challenger: Challenger, champion: str, why: str) -> s
             return f"{name} was better, but nobody promoted it: {numbers}"
         case _:
             return f"{name} was not clearly better: {numbers}, e-value {test.e_value:.3g} {needed}"
+
+
+def _of_canary(action: Action, name: str, canary: CanaryTest) -> str:
+    """What a canary's arm decided, in words; "" for what it did not."""
+    match action:
+        case "promote":
+            return f"{name} does no harm where it serves: {canary.told}"
+        case "reject" if canary.verdict == "reject":
+            return f"{name} does harm where it serves: {canary.told}"
+        case "expire":
+            return f"it is not shown that {name} does no harm where it serves: {canary.told}"
+    return ""

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.batch import Batch, Schema
-from learners.challenger import Now
+from learners.challenger import Challenger, Now
 from learners.prequential import MetricRow, Prequential, id_hashes, metric_row
 from learners.segments import Segmented
+from learners.trainer import Trainer
 
 TRIAL = "trial"  # the window of the champion on the examples that challengers were tested on
 Arm = tuple[str, str, str]  # its part, its lineage, and the name of its window
@@ -17,12 +18,25 @@ Arm = tuple[str, str, str]  # its part, its lineage, and the name of its window
 
 @dataclass(frozen=True)
 class Seen:
-    """A step as all arms saw it before they learned from it: scores [n] and log losses [n] by arm, and its segments."""
+    """A step as all arms saw it before they learned from it: scores [n] and losses [n] by arm, losses [n] of
+    what was served, and its segments.
+    """
 
     batch: Batch
     scores: Mapping[str, NDArray[np.float32]]
     losses: Mapping[str, NDArray[np.float64]]
+    served: NDArray[np.float64]
     about: Segmented
+
+
+def arms_of(
+    champion: str, continuous: str, frozen: Trainer | None, challengers: Sequence[Challenger]
+) -> list[Arm]:
+    """The arms that have rows; `champion` and `continuous` are lineages, "" where there is none."""
+    arms = [("served", "", "served"), ("champion", champion, "champion")]
+    arms += [("continuous", continuous, continuous)] if continuous else []
+    arms += [("frozen", frozen.lineage, "frozen")] if frozen else []
+    return arms + [("challenger", challenger.lineage, challenger.lineage) for challenger in challengers]
 
 
 class Measure:

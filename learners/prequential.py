@@ -195,7 +195,7 @@ class Prequential:
         for arm, ring in self._rings.items():
             label, score, about = ring.last()
             arrays |= {
-                arm: np.vstack((label[None], score.reshape(len(label), -1).T)),
+                arm: np.vstack((label[None], (score if score.ndim == 2 else score[:, None]).T)),
                 f"{arm}{_ABOUT}": about,
             }
         return arrays

@@ -42,6 +42,9 @@ class GuardConfig:
     )
     max_shift: float = 2.0  # PSI between the scores before and after the swap
     max_scoring_ms: float = 100.0  # for 64 rows, before a swap and after it
+    canary: float = 0.0  # share of the entities that a new champion serves before it serves all; 0: none
+    canary_events: int = 2_000  # labelled examples of its own that it may take to show that it does no harm
+    max_canary_harm: float = 0.02  # nats by which its served scores may be worse than those of the other arm
 
     def __post_init__(self) -> None:
         if self.events < 0:
@@ -52,7 +55,11 @@ class GuardConfig:
             raise ValueError("min_effect must be at least 0 and below 1 nat")
         if not 0.0 < self.max_bias < 1.0:
             raise ValueError("max_bias must be above 0 and below 1")
-        for name in ("max_shift", "max_scoring_ms"):
+        if not 0.0 <= self.canary <= 0.5:
+            raise ValueError("canary must be at least 0 and at most 0.5")
+        if self.canary_events < 1:
+            raise ValueError("canary_events must be at least 1")
+        for name in ("max_shift", "max_scoring_ms", "max_canary_harm"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} must be above 0")
 
@@ -212,6 +219,12 @@ class Served:
         self._lineage = ""
         self._before = np.zeros(BINS, np.int64)
         self._clear()
+
+    def beside(self, lineage: str) -> "Served":
+        """What the workers serve by a canary, against what the champion serves now."""
+        made = Served(self._config)
+        made._lineage, made._before = lineage, self._since.copy()
+        return made
 
     def _clear(self) -> None:
         self._since = np.zeros(BINS, np.int64)

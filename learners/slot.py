@@ -55,24 +55,27 @@ class MissedRefresh(Exception):
 
 
 def encode_refresh(
-    trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b""
+    trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b"", canary: float = 0.0
 ) -> tuple[Meta, bytes]:
     """The trainer's next refresh (advances its version).
 
     `event_ms` is the event time of the newest event learned from, `created_ms` the wall time now; `key` signs.
+    `canary` is the share of the entities that it serves, where it does not serve all.
     """
-    return _encode(trainer, trainer.delta(), event_ms, created_ms, key)
+    return _encode(trainer, trainer.delta(), event_ms, created_ms, key, canary)
 
 
-def encode_full(trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b"") -> tuple[Meta, bytes]:
+def encode_full(
+    trainer: Trainer, *, event_ms: int, created_ms: int, key: bytes = b"", canary: float = 0.0
+) -> tuple[Meta, bytes]:
     """The trainer's whole model. Right after `encode_refresh` it has that version (a whole model to start
     from, to be kept anywhere); otherwise it may be a new version of its own, and must be sent to every slot.
     """
-    return _encode(trainer, trainer.full(), event_ms, created_ms, key)
+    return _encode(trainer, trainer.full(), event_ms, created_ms, key, canary)
 
 
 def _encode(
-    trainer: Trainer, update: Update, event_ms: int, created_ms: int, key: bytes
+    trainer: Trainer, update: Update, event_ms: int, created_ms: int, key: bytes, canary: float
 ) -> tuple[Meta, bytes]:
     payload = tensors_to_bytes(update.tensors)
     meta: Meta = {
@@ -91,6 +94,8 @@ def _encode(
     if update.whole:
         meta |= {"config": trainer.config.to_dict(), "seed": trainer.seed}
         meta |= {"golden": golden_scores(trainer.model, trainer.schema, update.tensors)}
+    if canary:
+        meta |= {"canary": canary}
     if key:
         meta |= {"signature": signature(meta, key)}
     return meta, payload

@@ -7,16 +7,18 @@ from typing import Any
 from learners.batch import Batch, ModelConfig, Schema
 from learners.budget import Budget
 from learners.buffer import BUFFER, Buffer
+from learners.canary import CanaryTest
 from learners.challenger import Action, Challenger, Decision, Now
 from learners.decisions import Decisions
 from learners.drift import BY_TEST, Alert, DriftConfig
 from learners.entrants import MOST, Entrants
 from learners.measure import Seen
 from learners.packing import pack, unpack
+from learners.rollback import GuardConfig
 from learners.segments import Segments
 from learners.study import EXTRA, Studies
 from learners.trainer import Trainer
-from learners.trust import FULL_TRUST, Trust, TrustConfig
+from learners.trust import Trust, TrustConfig
 from learners.tuning import Tuning
 from learners.verdict import PairedTest
 from learners.work import work_us
@@ -52,9 +54,11 @@ class Trials:
         harm: Callable[[float], Segments],
         budget: Budget,
         tuning: Tuning | None,
-        trust: TrustConfig = FULL_TRUST,
+        trust: TrustConfig,
+        guard: GuardConfig,
     ) -> None:
-        self._drift, self._decisions, self._budget, self._tuning = drift, decisions, budget, tuning
+        self._drift, self._decisions, self._budget = drift, decisions, budget
+        self._tuning, self._guard = tuning, guard
         limits = {"min_events": drift.min_events, "max_events": drift.max_events}
         alpha = drift.alpha / (MOST + len(others) + (tuning is not None))
         self.test: Callable[[], PairedTest] = partial(PairedTest, alpha, drift.min_effect, **limits)
@@ -76,7 +80,11 @@ class Trials:
         return sum(work_us(challenger.trainer, rows) for challenger in self.challengers)
 
     def attend(self, rows: int) -> None:
-        """A step of so many rows begins: do the challengers take part?"""
+        """A step of so many rows begins: do the challengers take part? A canary always does, since it serves."""
+        if self.canary is not None:
+            self.attending = True
+            self._budget.must(self._work_us(rows))
+            return
         self.attending = self._budget.spend(self._work_us(rows))
         if not self.attending:
             self._budget.passed += rows
@@ -90,11 +98,13 @@ class Trials:
             return [], None
         held = self.trust.held(seen.batch)
         for challenger in self.challengers:
-            challenger.update(seen.losses[champion], seen.losses[challenger.lineage], seen.about, held)
+            own = seen.losses[challenger.lineage]
+            challenger.update(seen.losses[champion], own, seen.about, held, seen.batch.arm, seen.served)
         made: list[Decision] = []
         for challenger in sorted(self.challengers, key=lambda each: -each.test.e_value):
-            verdict, waited = challenger.verdict, challenger.test.count >= self._drift.max_events
-            if verdict == "promote" and self._drift.policy in BY_TEST:
+            verdict, canary = challenger.verdict, challenger.canary
+            waited = verdict == "keep" if canary else challenger.test.count >= self._drift.max_events
+            if verdict == "promote" and (self._drift.policy in BY_TEST or canary):
                 return made, challenger
             if verdict == "reject" or waited:
                 self.challengers.remove(challenger)
@@ -108,7 +118,12 @@ class Trials:
     def start(
         self, alerts: Sequence[Alert], champion: Trainer, buffer: Buffer, examples: int, now: Now
     ) -> list[Decision]:
-        """Start the challengers of an alert, or those that need none. `examples` were observed so far."""
+        """Start the challengers of an alert, or those that need none. `examples` were observed so far.
+
+        None start beside a canary: it was tested on what came of late.
+        """
+        if self.canary is not None:
+            return []
         if alerts:
             made = self._start_asked(alerts[0], champion, buffer, examples, now)
         else:
@@ -192,6 +207,19 @@ class Trials:
         """A new test on the entities that nobody learns from, if there are any."""
         return PairedTest(self._trusted.holdout_alpha, 0.0) if self._trusted.holdout else None
 
+    @property
+    def canary(self) -> Challenger | None:
+        """The challenger that serves a share of the entities, if one does."""
+        return next((challenger for challenger in self.challengers if challenger.canary is not None), None)
+
+    def let_serve(self, winner: Challenger, champion: str, now: Now, why: str) -> list[Decision]:
+        """The winner serves a share of the entities before it may serve all; the rest of the field retires."""
+        winner.canary = CanaryTest(self._guard, winner.lineage)
+        made = [self._decisions.about("canary", winner, champion, now, why)]
+        made += self.retire(champion, now, f"{winner.lineage} won", but=winner)
+        self.challengers = [winner]
+        return made
+
     def retire(self, champion: str, now: Now, why: str, but: Challenger | None = None) -> list[Decision]:
         """All challengers go, without a verdict; of `but`, who becomes the champion, nothing is told."""
         gone = [challenger for challenger in self.challengers if challenger is not but]
@@ -202,9 +230,13 @@ class Trials:
         self.challengers = [challenger for challenger in self.challengers if challenger not in gone]
         return [self._decisions.about("retire", challenger, champion, now, why) for challenger in gone]
 
+    def named(self, lineage: str) -> Challenger:
+        """The challenger of a lineage. KeyError if it is not on trial."""
+        return {challenger.lineage: challenger for challenger in self.challengers}[lineage]
+
     def dismiss(self, lineage: str, champion: str, now: Now, why: str) -> Decision:
         """One is rejected for another reason than its tests. KeyError if it is not on trial."""
-        out = {challenger.lineage: challenger for challenger in self.challengers}[lineage]
+        out = self.named(lineage)
         self.challengers.remove(out)
         return self._decisions.about("reject", out, champion, now, why)
 
@@ -238,7 +270,14 @@ class Trials:
     ) -> None:
         """The inverse of `state`, with the models by lineage. ValueError, with this unchanged, as `Entrants.load`."""
         challengers = [
-            Challenger.restored(arm(each["lineage"]), self.test(), self.harm(), self.holdout(), each)
+            Challenger.restored(
+                arm(each["lineage"]),
+                self.test(),
+                self.harm(),
+                self.holdout(),
+                each,
+                CanaryTest(self._guard, each["lineage"]),
+            )
             for each in record["challengers"]
         ]
         self.entrants.load(files, record["entrants"])

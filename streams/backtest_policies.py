@@ -10,7 +10,7 @@ All begin with the same untrained model and learn from every labelled example un
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -189,7 +189,7 @@ class Full:
             task.drift,
             task.seed,
             metrics_every=NO_ROWS,
-            guard=task.guard,
+            guard=replace(task.guard, canary=0.0),  # nothing is served
             others=task.others,
             beside=task.arena,
             tuning=task.tuning,

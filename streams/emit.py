@@ -6,6 +6,7 @@ records and calls.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from infra.clock import now_ms
 from streams import wire
+from streams.canary import ARMS, Answer
+from streams.exploration import marks
 from streams.live import LiveModel
 from streams.predictions import Source, recorder
 from streams.task import Task
@@ -71,17 +74,17 @@ class Emitter:
 
     def _predict(self, outputs: Outputs, rows: wire.Rows, sources: NDArray[np.int64]) -> None:
         """Score rows [n]; a prediction goes to the partition that its row came from [n]."""
-        scores, version = self._live.score(rows.numbers, rows.categories)
-        self._write_predictions(outputs, rows, sources, scores, version)
-        self._write_examples(outputs, rows, scores, version)
+        answer = self._live.serve(rows.keys[:, 0], rows.numbers, rows.categories)
+        rows = replace(rows, arm=answer.arm, **vars(marks(self._task.exploration, rows.ids, answer.scores)))
+        self._write_predictions(outputs, rows, sources, answer)
+        self._write_examples(outputs, rows, answer)
 
     def _write_predictions(
         self,
         outputs: Outputs,
         rows: wire.Rows,
         sources: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        version: str,
+        answer: Answer,
     ) -> None:
         topic, task, processed, encode = (
             self._topics.predictions,
@@ -92,29 +95,33 @@ class Emitter:
         columns = zip(
             sources.tolist(),
             rows.ids,
-            scores.tolist(),
+            answer.scores.tolist(),
+            answer.versions,
             rows.event_ms.tolist(),
             rows.received_ms.tolist(),
             rows.late.tolist(),
+            (rows.arm > 0).tolist(),
+            rows.explored.tolist(),
+            rows.propensity.astype(np.float64).round(6).tolist(),
             rows.partition.tolist(),
             rows.offset.tolist(),
             strict=True,
         )
-        for source, event_id, score, event, received, late, partition, offset in columns:
+        for source, event_id, score, version, event, received, late, arm, drawn, chance, part, at in columns:
             row = self._record(
-                event_id, task, score, version, event, received, processed, late, Source(partition, offset)
-            )
+                event_id, task, score, version, event, received, processed, late, ARMS[arm], drawn, chance,
+                Source(part, at),
+            )  # fmt: skip
             outputs.add(topic, source, encode(row), key=event_id.encode())
 
-    def _write_examples(
-        self, outputs: Outputs, rows: wire.Rows, scores: NDArray[np.float32], version: str
-    ) -> None:
+    def _write_examples(self, outputs: Outputs, rows: wire.Rows, answer: Answer) -> None:
         targets = np.array([wire.partition_of_id(i, self._partitions) for i in rows.ids], np.int64)
         for target in np.unique(targets).tolist():
             chosen = np.flatnonzero(targets == target)
-            part, served = rows.take(chosen), scores[chosen]
+            part, served = rows.take(chosen), answer.scores[chosen]
+            versions = [answer.versions[i] for i in chosen.tolist()]
             cuts = wire.cuts(part)
             for cut in cuts:
                 piece = part.take(cut) if len(cuts) > 1 else part
-                value = wire.encode_examples(piece, served[cut], version)
+                value = wire.encode_examples(piece, served[cut], [versions[i] for i in cut.tolist()])
                 outputs.add(self._topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])

@@ -33,6 +33,7 @@ class Report(msgspec.Struct, frozen=True):
     version: str
     created_at: int
     refused: tuple[Refusal, ...] = ()
+    canary: bool = False  # it is about the canary, and not about what serves all others
     scored: Scored = Scored()
 
 
@@ -58,10 +59,10 @@ class ReportWriter:
         """Note a model that was not taken."""
         self._refusals.append(Refusal(version, error.step, str(error)))
 
-    def take(self, version: str, now_ms: int) -> bytes:
+    def take(self, version: str, now_ms: int, *, canary: bool = False) -> bytes:
         """The report as JSON, of a worker that serves `version` now; the next one begins here."""
         scored = self._scored if version.partition(".")[0] == self._lineage else Scored()
-        report = Report(self._task, self._worker, version, now_ms, tuple(self._refusals), scored)
+        report = Report(self._task, self._worker, version, now_ms, tuple(self._refusals), canary, scored)
         self._clear()
         return msgspec.json.encode(report)
 

@@ -40,6 +40,24 @@ class Heads:
             self._blobs.delete(old)
         return path
 
+    def put_canary(self, head: Head) -> None:
+        """Store the whole model of a canary, for workers that start."""
+        path = f"{self._prefix}/canary/{head.meta['created_ms']:015d}-{head.meta['version']}.safetensors"
+        self._blobs.put(path, head.payload)
+        record = {"meta": head.meta, "path": path, "offset": head.offset}
+        self._blobs.put(f"{self._prefix}/canary.json", json.dumps(record).encode())
+        for old in self._blobs.list(f"{self._prefix}/canary/")[:-_KEEP]:
+            self._blobs.delete(old)
+
+    def drop_canary(self) -> None:
+        """There is no canary any more."""
+        if self._blobs.list(f"{self._prefix}/canary.json"):
+            self._blobs.delete(f"{self._prefix}/canary.json")
+
+    def canary(self) -> Head | None:
+        """The canary, or None where there is none."""
+        return self._read("canary.json")
+
     def keep(self, head: Head) -> None:
         """Store a model to go back to, under its version."""
         name = f"{self._prefix}/kept/{head.meta['created_ms']:015d}-{head.meta['version']}"
@@ -67,8 +85,11 @@ class Heads:
 
     def get(self) -> Head | None:
         """The newest head, or None before the first."""
+        return self._read("head.json")
+
+    def _read(self, name: str) -> Head | None:
         try:
-            record = json.loads(self._blobs.get(f"{self._prefix}/head.json"))
+            record = json.loads(self._blobs.get(f"{self._prefix}/{name}"))
             return Head(record["meta"], self._blobs.get(record["path"]), record["offset"])
         except BlobMissing:
             return None

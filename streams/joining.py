@@ -264,8 +264,8 @@ class JoinPartition:
             if entry.labelled and entry.known_ms <= window_end:
                 decided.append(self._decide(event_id, entry))
                 continue
-            self._remembered(event_id, entry, kept=self._corrects)
-            if missing is None:
+            self._remembered(event_id, entry, kept=self._corrects and not self._store.pool.hidden(slot))
+            if missing is None or self._store.pool.hidden(slot):
                 self.counts.dropped += 1
                 self._store.pool.free([slot])
             else:

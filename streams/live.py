@@ -21,6 +21,7 @@ from infra.metrics import Metrics
 from infra.settings import Settings, load_model_key
 from learners.admission import Admission, BadUpdate, Meta, check_meta
 from learners.slot import MissedRefresh, Slot
+from streams.canary import Answer, Canary
 from streams.fleet import ReportWriter
 from streams.heads import Heads
 from streams.task import Task
@@ -41,9 +42,27 @@ class LiveModel:
         admission = Admission(load_model_key(settings.model_key), task.guard.max_scoring_ms)
         self._slot = Slot(task.schema, task.model, task.seed, admission=admission)
         self._metrics = metrics
-        self._report = ReportWriter(task.name, worker, task.guard.max_scoring_ms, task.schema.target)
+        self._task, self._worker = task, worker
+        self._report = self._writer()
+        self._canary: Canary | None = None
+        self._refused: set[str] = set()  # lineages that were not taken as a canary
         self._news = asyncio.Event()
         self._reloaded_ms = 0
+
+    def serve(
+        self, keys: NDArray[np.int64], numbers: NDArray[np.float32], categories: NDArray[np.int64]
+    ) -> Answer:
+        """Scores of rows, by the canary for its share of the entities `keys` int64 [n]; the rest as in `score`."""
+        canary, n = self._canary, len(keys)
+        if canary is None:
+            scores, version = self.score(numbers, categories)
+            return Answer(scores, [version] * n, np.zeros(n, np.int32))
+        arm = canary.arms(keys)
+        scores, versions = self._task.schema.target.unknown(n), np.zeros(n, object)
+        for rows, score in ((np.flatnonzero(arm < 0), self.score), (np.flatnonzero(arm > 0), canary.score)):
+            if len(rows):
+                scores[rows], versions[rows] = score(numbers[rows], categories[rows])
+        return Answer(scores, versions.tolist(), arm)
 
     @property
     def version(self) -> str:
@@ -68,6 +87,11 @@ class LiveModel:
             self._slot.load_full(head.meta, head.payload)
         except BadUpdate as error:
             self._refuse(head.meta, error, "the newest stored model")
+        if (beside := self._heads.canary()) is not None and beside.meta["lineage"] != self._slot.lineage:
+            try:
+                self._canary = self._beside(beside.meta, beside.payload)
+            except BadUpdate as error:
+                self._refuse(beside.meta, error, "the stored canary")
         return head.offset
 
     async def follow(self) -> None:
@@ -98,8 +122,11 @@ class LiveModel:
         await producer.start()
         try:
             while True:
-                value = self._report.take(self._slot.version, now_ms())
-                await producer.send_and_wait(self._topics.workers, value, partition=0)
+                values, canary = [self._report.take(self._slot.version, now_ms())], self._canary
+                if canary is not None:
+                    values.append(canary.report.take(canary.slot.version, now_ms(), canary=True))
+                for value in values:
+                    await producer.send_and_wait(self._topics.workers, value, partition=0)
                 try:
                     await asyncio.wait_for(self._news.wait(), REPORT_EVERY_S)
                 except TimeoutError:
@@ -117,8 +144,9 @@ class LiveModel:
             check_meta(meta)
             if await self._apply(meta, payload):
                 self._metrics.count("swaps_total" if meta["kind"] == "swap" else "refreshes_total")
-                self._metrics.note("staleness_ms", now_ms() - meta["created_ms"])
-                self._metrics.note("learned_age_ms", now_ms() - meta["event_ms"])
+                if "canary" not in meta:
+                    self._metrics.note("staleness_ms", now_ms() - meta["created_ms"])
+                    self._metrics.note("learned_age_ms", now_ms() - meta["event_ms"])
         except BadUpdate as error:
             self._refuse(meta, error, f"model update at offset {record.offset}")
         except (KeyError, ValueError) as error:
@@ -128,20 +156,57 @@ class LiveModel:
         return None
 
     async def _apply(self, meta: Meta, payload: bytes) -> bool:
+        if "canary" in meta:
+            return await self._apply_canary(meta, payload)
         if meta["kind"] != "swap":
             return self._slot.apply(meta, payload)
-        if self._slot.holds(meta):
-            return False
         # Nobody else changes the slot meanwhile: the updates are taken one after the other.
-        self._slot.take(await asyncio.to_thread(self._slot.prepare, meta, payload))
+        held = self._slot.holds(meta)
+        if not held:
+            self._slot.take(await asyncio.to_thread(self._slot.prepare, meta, payload))
+            self._news.set()
+            log.info("swapped to %s", self._slot.version)
+        self._canary = None  # a champion that is sent whole serves everyone, from the same batch on
+        return not held
+
+    async def _apply_canary(self, meta: Meta, payload: bytes) -> bool:
+        """Refresh the canary; a new one, or one that was missed, is prepared beside and then taken at once."""
+        canary, lineage = self._canary, meta["lineage"]
+        own = canary is not None and canary.slot.lineage == lineage
+        if canary is not None and own and meta["kind"] == "refresh":
+            try:
+                return canary.slot.apply(meta, payload)
+            except MissedRefresh as error:
+                log.info("%s", error)
+        if lineage in self._refused or (canary is not None and own and canary.slot.holds(meta)):
+            return False
+        if meta["kind"] == "refresh":
+            stored = await asyncio.to_thread(self._heads.canary)
+            if stored is None or stored.meta["lineage"] != lineage or lineage == self._slot.lineage:
+                return False  # of one that is over
+            meta, payload = stored.meta, stored.payload
+        self._canary = await asyncio.to_thread(self._beside, meta, payload)
         self._news.set()
-        log.info("swapped to %s", self._slot.version)
+        log.info("%s is a canary for %g of the entities", meta["version"], meta["canary"])
         return True
+
+    def _beside(self, meta: Meta, payload: bytes) -> Canary:
+        """A model that is checked as a swap is, to serve beside the live one. Raises BadUpdate."""
+        ready, task = self._slot.prepare(meta, payload), self._task
+        slot = Slot(task.schema, task.model, task.seed, admission=self._slot.admission)
+        slot.take(ready)
+        return Canary(slot, meta["canary"], self._writer())
+
+    def _writer(self) -> ReportWriter:
+        limits = self._task.guard.max_scoring_ms
+        return ReportWriter(self._task.name, self._worker, limits, self._task.schema.target)
 
     def _refuse(self, meta: Meta, error: BadUpdate, what: str) -> None:
         """The worker stays with what it has, and says so."""
         log.error("%s is refused, %s goes on: %s", what, self._slot.version, error)
         self._metrics.count("rejected_updates_total")
+        if "canary" in meta:
+            self._refused.add(str(meta.get("lineage")))
         self._report.refused(str(meta.get("version", "")), error)
         self._news.set()
 

@@ -26,6 +26,9 @@ class Prediction(msgspec.Struct, gc=False):
     received_at: int
     processed_at: int
     late: bool
+    arm: str
+    explored: bool
+    propensity: float
     source: Source
 
 
@@ -40,6 +43,9 @@ class ValuePrediction(msgspec.Struct, gc=False):
     received_at: int
     processed_at: int
     late: bool
+    arm: str
+    explored: bool
+    propensity: float
     source: Source
 
 
@@ -56,6 +62,9 @@ class ClassPrediction(msgspec.Struct, rename={"winner": "class"}, gc=False):
     received_at: int
     processed_at: int
     late: bool
+    arm: str
+    explored: bool
+    propensity: float
     source: Source
 
 

@@ -30,20 +30,23 @@ class Place:
 
 
 def made_again(
-    champion: Trainer, version: Version, event_ms: int, created_ms: int, key: bytes = b""
+    arm: Trainer, version: Version, event_ms: int, created_ms: int, key: bytes = b"", canary: float = 0.0
 ) -> tuple[Meta, bytes]:
     """The update of a ledger's entry, from the trainer that the steps before it led to: advances its version.
+
+    `canary` is the share that it serves, where it is not the champion.
 
     It is what was published if its chain and SHA-256 are those of the entry.
     """
     if version.above is not None:
-        champion.advance(version.above)
+        arm.advance(version.above)
     encode = encode_full if version.whole else encode_refresh
-    return encode(champion, event_ms=event_ms, created_ms=created_ms, key=key)
+    return encode(arm, event_ms=event_ms, created_ms=created_ms, key=key, canary=canary)
 
 
 class Publisher:
-    """Sends the champion's updates to the topic and keeps the newest whole model as the head.
+    """Sends the champion's updates to the topic and keeps the newest whole model as the head. So it does for a canary,
+    which ends with the next whole model of a champion.
 
     `offset` is that of the newest update known to be in the topic, -1 before the first, and `chain` what identifies its
     weights; `numbers` has the newest refresh number of each lineage up to there. A checkpoint keeps them: `state`.
@@ -57,16 +60,18 @@ class Publisher:
         self.heads = heads
         self.offset, self.chain = -1, ""
         self.numbers: dict[str, int] = {}
+        self.canary = ""  # the lineage of the canary that is out
         self._heard: set[str] = set()  # chains of the updates of a former life
         self._why = "the learner started"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"offset": self.offset, "chain": self.chain, "numbers": self.numbers}
+        return {"offset": self.offset, "chain": self.chain, "numbers": self.numbers, "canary": self.canary}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.offset, self.chain, self.numbers = state["offset"], state["chain"], state["numbers"]
+        self.canary = state["canary"]
 
     def hear(self) -> None:
         """Note what a former life of this learner published since the checkpoint it left."""
@@ -74,11 +79,20 @@ class Publisher:
             self._heard.add(meta["chain"])
             self._note(offset, meta)
 
-    def refresh(self, champion: Trainer, place: Place) -> None:
-        """Send the rows and layers that changed."""
-        self._publish(
-            *encode_refresh(champion, event_ms=place.event_ms, created_ms=now_ms(), key=self._key), place
-        )
+    def refresh(self, arm: Trainer, place: Place, canary: float = 0.0) -> None:
+        """Send the rows and layers that changed; `canary` as in `made_again`."""
+        times = {"event_ms": place.event_ms, "created_ms": now_ms()}
+        self._publish(*encode_refresh(arm, **times, key=self._key, canary=canary), place)
+
+    def let_serve(self, canary: Trainer, place: Place, why: str, share: float) -> None:
+        """Send a canary whole: from now on it serves a share of the entities, until a champion is sent whole."""
+        above = self.numbers.get(canary.lineage, 0)
+        canary.advance(above)
+        times = {"event_ms": place.event_ms, "created_ms": now_ms()}
+        meta, payload = encode_full(canary, **times, key=self._key, canary=share)
+        self._publish(meta, payload, place, above, why)
+        self.canary = canary.lineage
+        self.heads.put_canary(Head(meta, payload, self.offset + 1))
 
     def whole(self, champion: Trainer, place: Place, why: str) -> None:
         """Send the champion whole under a number that no worker has seen, make it the head, note it as live.
@@ -91,6 +105,8 @@ class Publisher:
         self._publish(meta, payload, place, above, why)
         live, former, newest = self._registry.live(), self.heads.get(), Head(meta, payload, self.offset + 1)
         path = self.heads.put(newest)
+        self.canary = ""
+        self.heads.drop_canary()
         if live is None or live.lineage != champion.lineage:
             for head in (former, newest):
                 if head is not None:
@@ -99,12 +115,14 @@ class Publisher:
                 Live(champion.lineage, meta["version"], now_ms(), place.event_ms, path, why)
             )
 
-    def again(self, champion: Trainer, version: Version) -> bool:
+    def again(self, arm: Trainer, version: Version, canary: float = 0.0) -> bool:
         """Make a version of the ledger once more, and send it if it never was; whether it is the same to the bit."""
-        meta, payload = made_again(champion, version, version.event_ms, now_ms(), self._key)
+        meta, payload = made_again(arm, version, version.event_ms, now_ms(), self._key, canary)
+        if version.whole:
+            self.canary = version.lineage if canary else ""
         if meta["chain"] not in self._heard:
             self._note(self._outlet.publish(meta, payload), meta)
-        self._why = version.why or self._why
+        self._why = self._why if canary else version.why or self._why
         return bool(meta["chain"] == version.chain and meta["sha256"] == version.sha256)
 
     def settle(self, champion: Trainer, place: Place) -> None:
@@ -113,10 +131,10 @@ class Publisher:
         if live is None or live.lineage != champion.lineage or self.chain != champion.chain:
             self.whole(champion, place, self._why)
 
-    def keep_head(self, champion: Trainer, event_ms: int) -> None:
+    def keep_head(self, arm: Trainer, event_ms: int, canary: float = 0.0) -> None:
         """Store what was last sent as a whole model, for workers that start. OSError when the store refuses."""
-        meta, payload = encode_full(champion, event_ms=event_ms, created_ms=now_ms(), key=self._key)
-        self.heads.put(Head(meta, payload, self.offset + 1))
+        meta, payload = encode_full(arm, event_ms=event_ms, created_ms=now_ms(), key=self._key, canary=canary)
+        (self.heads.put_canary if canary else self.heads.put)(Head(meta, payload, self.offset + 1))
 
     def _publish(
         self, meta: Meta, payload: bytes, place: Place, above: int | None = None, why: str = ""
@@ -131,5 +149,6 @@ class Publisher:
         self._note(self._outlet.publish(meta, payload), meta)
 
     def _note(self, offset: int, meta: Meta) -> None:
-        self.offset, self.chain = offset, meta["chain"]
+        self.offset = offset
+        self.chain = self.chain if "canary" in meta else meta["chain"]
         self.numbers[meta["lineage"]] = meta["refresh"]

@@ -119,7 +119,7 @@ def _repeat(
             case Warned():
                 arena.warned(each.alert)
             case Version():
-                meta, _ = made_again(arena.champion, each, each.event_ms, 0)
+                meta, _ = made_again(arena.arm(each.lineage), each, each.event_ms, 0)
                 if (meta["version"], meta["chain"], meta["sha256"]) != (
                     each.version,
                     each.chain,

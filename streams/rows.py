@@ -1,7 +1,7 @@
 """The columns that travel between the steps: events, labels, labelled rows, feedback. `wire` makes bytes of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,9 @@ from learners.batch import Batch
 from learners.late import real_share
 from streams.task import Task
 
+_NO_ARM = np.zeros(0, np.int32)  # stands for rows that are not scored yet, or were without a canary
+_UNMARKED = np.zeros(0, np.bool_)  # ... and for ones that are not explored,
+_CERTAIN = np.zeros(0, np.float32)  # whose labels are seen for certain
 MOST_BYTES = 4 << 20
 """About the size of one record, in bytes: what is larger is cut (`cuts`), since Kafka refuses too large a record."""
 
@@ -23,7 +26,9 @@ class Rows:
     Shapes: `ids` n strings; `event_ms`, `received_ms` (Kafka's timestamp of the event), `offset` int64 [n]; `partition`
     int32 [n] (with `offset`: where the event stands in the events topic); `late` bool [n]; `keys` int64 [n, E];
     `categories` int64 [n, I]; `values` float64 [n, V]; `numbers` float32 [n, N], NaN where not yet known. `schema` is
-    the `Task.rows_hash` of the task that made them.
+    the `Task.rows_hash` of the task that made them. `arm` int32 [n]: which arm of a canary scored each
+    (`learners.canary.arm_code`), 0 until then. `explored` bool [n], `propensity` and `weight` float32 [n]: see
+    `streams.exploration`; False, 1 and 1 until then.
     """
 
     ids: list[str]
@@ -37,6 +42,20 @@ class Rows:
     values: NDArray[np.float64]
     numbers: NDArray[np.float32]
     schema: str
+    arm: NDArray[np.int32] = field(default_factory=lambda: _NO_ARM)
+    explored: NDArray[np.bool_] = field(default_factory=lambda: _UNMARKED)
+    propensity: NDArray[np.float32] = field(default_factory=lambda: _CERTAIN)
+    weight: NDArray[np.float32] = field(default_factory=lambda: _CERTAIN)
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if self.arm is _NO_ARM:
+            object.__setattr__(self, "arm", np.zeros(n, np.int32))
+        if self.explored is _UNMARKED:
+            object.__setattr__(self, "explored", np.zeros(n, np.bool_))
+        for name in ("propensity", "weight"):
+            if getattr(self, name) is _CERTAIN:
+                object.__setattr__(self, name, np.ones(n, np.float32))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,7 +104,8 @@ class Rows:
 
 
 ROW_ARRAYS = (
-    "event_ms", "received_ms", "partition", "offset", "late", "keys", "categories", "values", "numbers",
+    "event_ms", "received_ms", "partition", "offset", "late", "keys", "categories", "values", "numbers", "arm",
+    "explored", "propensity", "weight",
 )  # fmt: skip
 """The arrays of `Rows`, all of length n."""
 
@@ -207,9 +227,10 @@ class Labelled:
             rows.categories,
             self.served,
             self.label,
-            real_share(self.label, self.served, self.late_share),
+            real_share(self.label, self.served, self.late_share) * rows.weight,
             self.corrects,
             rows.keys[:, 0],
+            rows.arm,
         )
 
 

@@ -42,6 +42,7 @@ class Steering:
         self._control, self._heads, self._registry, self.costs = control, heads, registry, costs
         self._fleet, self._served = Fleet(), Served(guard)
         self._live = ""
+        self._canary: tuple[str, Served] | None = None  # its lineage, and what the workers serve by it
         self._told: set[tuple[str, str, str]] = set()  # worker, lineage and check of refusals
 
     def turn(self, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
@@ -53,6 +54,7 @@ class Steering:
             self._served.swapped(champion.lineage)
         for lineage, why, facts in self.costs.excessive(champion, arena.challengers):
             yield Steered(step, "reject", lineage, why, facts, now.event_ms, now.created_ms)
+        yield from self._canary_served(arena, step, now)
         for each in self._control.poll():
             if isinstance(each, Report):
                 yield from self._hear(each, arena, step, now)
@@ -65,9 +67,24 @@ class Steering:
             facts = {"worker": late.worker, "has": late.has, "late_ms": late.late_ms}
             yield _said("straggle", late.wanted, late.worker, reason, facts, arena, now)
 
+    def _canary_served(self, arena: Arena, step: int, now: Now) -> Iterator[Steered]:
+        """A canary that the workers serve badly goes before any label says so."""
+        lineage = arena.trials.canary.lineage if arena.trials.canary else ""
+        if not lineage:
+            self._canary = None
+        elif self._canary is None or self._canary[0] != lineage:
+            self._canary = lineage, self._served.beside(lineage)
+        elif reason := self._canary[1].reason:
+            facts = self._canary[1].evidence()
+            yield Steered(step, "reject", lineage, reason, facts, now.event_ms, now.created_ms)
+
     def _hear(self, report: Report, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
-        self._fleet.hear(report)
-        self._served.hear(report.version.partition(".")[0], report.scored)
+        lineage = report.version.partition(".")[0]
+        if not report.canary:
+            self._fleet.hear(report)
+            self._served.hear(lineage, report.scored)
+        elif self._canary is not None:
+            self._canary[1].hear(lineage, report.scored)
         for refusal in report.refused:
             yield from self._refused(report.worker, refusal, arena, step, now)
 
@@ -84,6 +101,9 @@ class Steering:
         yield _said("refuse", refusal.version, worker, reason, facts, arena, now)
         if refusal.step in ITS_FAULT and about[1] == arena.champion.lineage and arena.guard is not None:
             yield _steered(step, now, "", reason, facts)
+        canary = arena.trials.canary
+        if refusal.step in ITS_FAULT and canary is not None and about[1] == canary.lineage:
+            yield Steered(step, "reject", about[1], reason, facts, now.event_ms, now.created_ms)
 
     def _do(self, command: Command, arena: Arena, step: int, now: Now) -> Decision | Steered:
         """What a person asks for; declined, with the reason, where it cannot be done."""

@@ -24,8 +24,10 @@ from learners.rollback import GuardConfig
 from learners.space import TuningConfig
 from learners.target import Target
 from learners.trust import FULL_TRUST, TrustConfig
+from streams.exploration import NONE, Exploration
 
 BUILT_IN = Path(__file__).parent / "tasks"
+ROWS_FORMAT = 3  # of the columns besides those of the task: rows that were written otherwise are not read
 CALENDAR = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 
 
@@ -181,6 +183,7 @@ class Task:
     arena: ArenaConfig = USUAL_ARENA
     tuning: TuningConfig | None = None
     trust: TrustConfig = FULL_TRUST
+    exploration: Exploration = NONE
 
     @cached_property
     def number_fields(self) -> tuple[str, ...]:
@@ -263,7 +266,7 @@ class Task:
 
         That is the schema, and the number fields that no model and no feature sees but that have a column in a row.
         """
-        text = json.dumps([self.schema_hash, self.number_fields])
+        text = json.dumps([ROWS_FORMAT, self.schema_hash, self.number_fields])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property

@@ -25,6 +25,7 @@ from learners.drift import POLICIES, DriftConfig
 from learners.rollback import GuardConfig
 from learners.target import KINDS, Target
 from learners.trust import TrustConfig
+from streams.exploration import Exploration, fault
 from streams.task import CALENDAR, Entity, EventSpec, LabelSpec, Privacy, Serving, Task, TopicNames
 from streams.task_event import field_name, parse_entities, parse_event
 from streams.task_kind import (
@@ -43,7 +44,7 @@ from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_te
 from streams.task_tuning import parse_tuning
 from streams.topics import Topics
 
-Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig, ArenaConfig, TrustConfig)
+Config = TypeVar("Config", ModelConfig, DriftConfig, GuardConfig, ArenaConfig, TrustConfig, Exploration)
 
 TOP = (
     "task",
@@ -59,6 +60,7 @@ TOP = (
     "drift",
     "guard",
     "trust",
+    "exploration",
     "serving",
     "topics",
 )
@@ -125,11 +127,15 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
         task.strings("segments", (), '["country"]'), tuple(others),
         _settings(root.table("arena"), ArenaConfig()),
         trust=_trust(root),
+        exploration=_settings(root.table("exploration"), Exploration()),
     )  # fmt: skip
     _check_columns(root, made)
     _check_topics(root.table("topics"), Topics.of(made))
     check_guard(root.table("guard"), made)
     check_rates(root, made)
+    explored = root.table("exploration")
+    if wrong := fault(made.exploration, explored.data, made.kind):
+        explored.fail(wrong[0] if wrong[0] in explored.data else "share", *wrong[1:])
     check_rivals(rivals, (challenger, *others))
     chosen = "rows" in first.data
     model = _fitted(first, model, made, chosen)

@@ -190,18 +190,34 @@ class Training:
         if self.arena.champion.unsent:
             self._publisher.refresh(self.arena.champion, self._place)
             self.metrics.count("refreshes_total")
+        if (canary := self._canary) is not None and canary.unsent:
+            self._publisher.refresh(canary, self._place_of(canary), self.recipe.guard.canary)
+
+    @property
+    def _canary(self) -> Trainer | None:
+        """The canary, once it is out."""
+        canary = self.arena.trials.canary
+        return canary.trainer if canary and canary.lineage == self._publisher.canary else None
 
     def publish_again(self, version: Version) -> bool:
         """Publish a version of the ledger; whether it is the same to the bit."""
-        return self._publisher.again(self.arena.champion, version)
+        share = 0.0 if version.lineage == self.arena.champion.lineage else self.recipe.guard.canary
+        return self._publisher.again(self.arena.arm(version.lineage), version, share)
 
     def settle(self) -> None:
-        """After a start: see that serving has the champion."""
+        """After a start: see that serving has the champion, and the canary if there is one."""
         self._publisher.settle(self.arena.champion, self._place)
+        if (canary := self.arena.trials.canary) is not None:
+            self._let_serve(canary.trainer, "the learner started")
+
+    def _let_serve(self, canary: Trainer, why: str) -> None:
+        self._publisher.let_serve(canary, self._place_of(canary), why, self.recipe.guard.canary)
 
     def keep_head(self) -> None:
         """Store the newest version whole, for workers that start."""
         self._publisher.keep_head(self.arena.champion, self._event_ms)
+        if (canary := self._canary) is not None:
+            self._publisher.keep_head(canary, self._event_ms, self.recipe.guard.canary)
 
     @property
     def event_ms(self) -> int:
@@ -210,7 +226,10 @@ class Training:
 
     @property
     def _place(self) -> Place:
-        born = self._born[self.arena.champion.lineage]
+        return self._place_of(self.arena.champion)
+
+    def _place_of(self, arm: Trainer) -> Place:
+        born = self._born[arm.lineage]
         return Place(self.step, born, self.arena.examples, self._event_ms, dict(self.positions))
 
     def _follow(self, decision: Decision) -> None:
@@ -221,7 +240,16 @@ class Training:
             self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
         if decision.action == "rollback":
             self._bar(decision)
-        if decision.action in ("promote", "rollback") and self.step not in self.published:
+        if self.step in self.published:
+            return
+        over = decision.lineage == self._publisher.canary and decision.action in (
+            "reject",
+            "expire",
+            "retire",
+        )
+        if decision.action == "canary":
+            self._let_serve(self.arena.arm(decision.lineage), decision.reason)
+        elif decision.action in ("promote", "rollback") or over:
             self._publisher.whole(self.arena.champion, self._place, decision.reason)
 
     def _bar(self, decision: Decision) -> None:

@@ -91,6 +91,10 @@ class Pool:
         """Event time of a row."""
         return int(self.arrays["event_ms"][slot])
 
+    def hidden(self, slot: int) -> bool:
+        """Whether a decision hides the label of a row: that none came says nothing."""
+        return bool(self.arrays["propensity"][slot] < 1.0 and not self.arrays["explored"][slot])
+
     def rows(self, slots: Sequence[int]) -> tuple[Rows, NDArray[np.float32], list[str]]:
         """Copies of rows, with the scores and versions that were served."""
         at = list(slots)

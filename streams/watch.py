@@ -133,5 +133,5 @@ class Watch:
 
     def _update(self, record: Any) -> None:
         meta = json.loads(dict(record.headers)[META])
-        self.version = meta["version"]
+        self.version = self.version if "canary" in meta else meta["version"]
         self.refreshes += 1

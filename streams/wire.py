@@ -6,7 +6,7 @@ record of rows names their schema: rows that an older task file left in a topic 
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,9 +42,10 @@ def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
     return _decoded(data, schema, _rows)
 
 
-def encode_examples(rows: Rows, served: NDArray[np.float32], version: str) -> bytes:
-    """Rows exactly as served, with their scores [n] and the version that made all of them."""
-    columns = {"served": _scores(served), "version": pa.array([version] * len(rows), pa.utf8())}
+def encode_examples(rows: Rows, served: NDArray[np.float32], version: str | Sequence[str]) -> bytes:
+    """Rows exactly as served, with their scores [n] and the versions [n] that made them; or the one that made all."""
+    versions = [version] * len(rows) if isinstance(version, str) else version
+    columns = {"served": _scores(served), "version": pa.array(versions, pa.utf8())}
     return _write(_row_columns(rows) | columns, rows.schema)
 
 
@@ -163,6 +164,10 @@ def _row_columns(rows: Rows) -> dict[str, pa.Array]:
         "categories": _lists(rows.categories),
         "values": _lists(rows.values),
         "numbers": _lists(rows.numbers),
+        "arm": pa.array(rows.arm),
+        "explored": pa.array(rows.explored.view(np.uint8)),
+        "propensity": pa.array(rows.propensity),
+        "weight": pa.array(rows.weight),
     }
 
 
@@ -179,6 +184,10 @@ def _rows(batch: pa.RecordBatch) -> Rows:
         _matrix(batch, "values", np.float64),
         _matrix(batch, "numbers", np.float32).copy(),  # the next stage fills its features in
         _schema_of(batch),
+        _numpy(batch, "arm", np.int32),
+        _numpy(batch, "explored", np.uint8).astype(np.bool_),
+        _numpy(batch, "propensity", np.float32),
+        _numpy(batch, "weight", np.float32),
     )
 
 

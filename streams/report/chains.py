@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from streams.report.data import Entry
 
-VERDICTS = {"promote", "reject", "expire", "retire", "recommend", "decline"}
+VERDICTS = {"canary", "promote", "reject", "expire", "retire", "recommend", "decline"}
 ENDS = {"rollback", "confirm", "refuse", "straggle"}
 
 

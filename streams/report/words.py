@@ -24,6 +24,7 @@ SAID = ("command_id", "worker", "has", "late_ms", "version")  # what the reason 
 ACTIONS = {
     "freeze": "frozen copy kept",
     "start": "challenger started",
+    "canary": "serves a share",
     "promote": "promoted: swap",
     "recommend": "promotion recommended",
     "reject": "challenger rejected",
@@ -189,6 +190,7 @@ def decision_evidence(evidence: Mapping[str, Any]) -> list[str]:
     if "by_hand" in left:
         lines.append(_by_hand(left.pop("by_hand")))
     lines += segment_evidence(left.pop("segments", []))
+    lines += canary_evidence(left.pop("canary", {}))
     for key in SAID:
         left.pop(key, None)
     lines += [f"{key.replace('_', ' ')}: {_value(value)}" for key, value in left.items()]
@@ -201,6 +203,18 @@ def segment_evidence(segments: Sequence[Mapping[str, Any]]) -> list[str]:
         f"where {each['segment']} is {each['segment_value']}: e-value {each['e_value_harm']:.3g} that it does harm, "
         f"{each['e_value_no_harm']:.3g} that it does none, on {number(each['n'])} events"
         for each in segments
+    ]
+
+
+def canary_evidence(canary: Mapping[str, Any]) -> list[str]:
+    """What a canary served, and what was served beside it, as sentences."""
+    if not canary.get("n"):
+        return [f"for {canary['share']:.0%} of the entities"] if canary else []
+    own, other = canary["loss"], canary["other_loss"]
+    return [
+        f"served: loss {number(own, 4)} on {number(canary['n'])} events of its arm"
+        + (f", {number(other, 4)} on {number(canary['other_n'])} of the other" if other is not None else ""),
+        f"e-value {canary['e_value_harm']:.3g} that it does harm, {canary['e_value_no_harm']:.3g} that it does not",
     ]
 
 

@@ -148,10 +148,21 @@ def test_the_join_gives_back_what_was_served(in_memory: int) -> None:
 
 def test_a_prediction_names_the_winner() -> None:
     made = recorder(paces().schema.target)(
-        "e", "rides", [0.2, 0.5, 0.3], "L1.1", 1, 2, 3, False, {"partition": 0, "offset": 4}
+        "e",
+        "rides",
+        [0.2, 0.5, 0.3],
+        "L1.1",
+        1,
+        2,
+        3,
+        False,
+        "canary",
+        False,
+        1.0,
+        {"partition": 0, "offset": 4},
     )
     found = json.loads(msgspec.json.encode(made))
-    assert (found["class"], found["score"]) == ("middle", 0.5)
+    assert (found["class"], found["score"], found["arm"]) == ("middle", 0.5, "canary")
     assert found["scores"] == {"short": 0.2, "middle": 0.5, "long": 0.3}
 
 

@@ -1,6 +1,7 @@
 """What a person asks of a learner is in its ledger, so a life after a crash has done it too."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ from infra.blobs import Blobs
 from infra.settings import Settings
 from learners.costs import Costs
 from learners.registry import Registry
+from learners.rollback import Scored
 from streams.control import Command, Control
 from streams.fleet import Refusal, Report
 from streams.heads import Heads
+from streams.kept import Kept
 from streams.learn import Learner
 from streams.outlet import ListOutlet
+from streams.rebuild import rebuild
+from streams.task import Task
+from streams.task_parse import parse_task
 from tests import learner_log as logs
 
 TASK = logs.small_task()
@@ -75,13 +81,15 @@ def refused(learner: Learner) -> Report | None:
     return Report(TASK.name, "w", "L1.1", 5, (Refusal(version, "golden", "other scores"),))
 
 
-def life(data: Path, say: Callable[[Learner], Asked | None] | None, outlet: ListOutlet) -> Learner:
+def life(
+    data: Path, say: Callable[[Learner], Asked | None] | None, outlet: ListOutlet, task: Task = TASK
+) -> Learner:
     """A learner over the whole log that listens to `say`, between any two steps."""
     voices = Voices(say) if say else None
-    log = logs.records(TASK, logs.labelled(TASK, ROWS))
+    log = logs.records(task, logs.labelled(task, ROWS))
     settings = Settings(kafka="none:1", data=data, partitions=logs.PARTITIONS)
     source = logs.EndingLog(log, 3, lambda: None)
-    learner = Learner(TASK, settings, source, outlet, voices, checkpoint_every_ms=10**9)
+    learner = Learner(task, settings, source, outlet, voices, checkpoint_every_ms=10**9)
     source.on_end = learner.stop
     if voices:
         voices.learner = learner
@@ -147,3 +155,64 @@ def test_it_is_repeated_after_a_crash(
     second._ledger.close()
     barred = Registry(Blobs(Settings("", tmp_path).blobs), f"models/{TASK.name}/registry").quarantined()
     assert bool(barred) is (action == "rollback")
+
+
+def spoiled_canary(learner: Learner) -> Report | None:
+    """A worker makes a score that is no number by the canary, some steps after that began."""
+    canary = learner.training.arena.trials.canary
+    if canary is None or canary.test.count < 1_200:
+        return None
+    return Report(TASK.name, "w", f"{canary.lineage}.1", 5, canary=True, scored=Scored(100, 1, 1, 0))
+
+
+def is_whole(meta: dict[str, Any]) -> bool:
+    return bool(meta["kind"] == "swap")
+
+
+@pytest.mark.parametrize("say", [nothing, spoiled_canary])
+def test_a_canary_and_its_end_are_published_and_found_again_after_a_crash(
+    say: Callable[[Learner], Asked | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
+    text = TASK.text.replace("max_events = 2000", "max_events = 90000")
+    text += "[guard]\ncanary = 0.25\ncanary_events = 90000\n"
+    task, outlet = parse_task(text, "small.toml", TASK.path), ListOutlet()
+    task = replace(task, serving=replace(task.serving, refresh_every_ms=0))
+    first = life(tmp_path, say, outlet, task)
+
+    def die() -> None:
+        raise Dies
+
+    setattr(first, "_checkpoint", die)  # noqa: B010
+    with pytest.raises(Dies):
+        first.run()
+    first._ledger.close()
+    metas = [meta for meta, _ in outlet.updates]
+    out = [meta for meta in metas if "canary" in meta]
+    began = metas.index(out[0])
+    assert is_whole(out[0])
+    assert {(meta["lineage"], meta["canary"]) for meta in out} == {(out[0]["lineage"], 0.25)}
+    assert any(not is_whole(meta) for meta in out)  # it is refreshed, and so is the champion
+    assert any(meta["lineage"] == "L1" and not is_whole(meta) for meta in metas[began:])
+    ended = [meta["lineage"] for meta in metas[began:] if is_whole(meta) and "canary" not in meta]
+    assert ended == ([] if say is nothing else ["L1"])
+    stored = heads(first).canary()
+    assert (stored is None) is (say is spoiled_canary)
+
+    second = life(tmp_path, None, outlet, task)
+    count = len(outlet.updates)
+    second.start()
+    assert logs.digest(second.training.arena) == logs.digest(first.training.arena)
+    again = [(meta["lineage"], meta.get("canary")) for meta, _ in outlet.updates[count:]]
+    # A learner that starts sends a canary whole once more; all else was out there already.
+    assert again == ([(out[0]["lineage"], 0.25)] if say is nothing else [])
+    second._ledger.close()
+    found = rebuild(
+        task,
+        Kept.of(Settings("none:1", tmp_path), task.name),
+        out[-1]["version"],
+        logs.EndingLog(logs.records(task, logs.labelled(task, ROWS)), 3, lambda: None),
+        lambda done, steps: None,
+    )
+    assert (found.sha256, found.differs) == (out[-1]["sha256"], None)

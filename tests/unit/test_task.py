@@ -19,6 +19,7 @@ from learners.rollback import GuardConfig
 from learners.trust import TrustConfig
 from streams import task_event, task_parse, task_tuning
 from streams.events import EventDecoder, LabelDecoder
+from streams.exploration import Exploration
 from streams.privacy import Pseudonymiser
 from streams.task import CALENDAR, Entity, Field, Serving, Task, load_task
 from streams.task_parse import parse_task
@@ -194,6 +195,7 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
         ("`[drift]`", [field.name for field in fields(DriftConfig)]),
         ("`[guard]`", [field.name for field in fields(GuardConfig)]),
         ("`[trust]`", [field.name for field in fields(TrustConfig)]),
+        ("`[exploration]`", [field.name for field in fields(Exploration)]),
         ("`[serving]`", task_parse.SERVING),
         ("`[topics]`", task_parse.TOPICS),
     ]:
@@ -204,7 +206,10 @@ def test_the_reference_names_every_key_and_every_choice() -> None:
 
 
 def test_the_reference_has_the_true_defaults() -> None:
-    configs: list[tuple[str, ModelConfig | DriftConfig | GuardConfig | ArenaConfig | TrustConfig]] = [
+    configs: list[
+        tuple[str, ModelConfig | DriftConfig | GuardConfig | ArenaConfig | TrustConfig | Exploration]
+    ] = [
+        ("`[exploration]`", Exploration()),
         ("`[arena]`", ArenaConfig()),
         ("`[model]` and `[challenger]`", ModelConfig()),
         ("`[drift]`", DriftConfig()),

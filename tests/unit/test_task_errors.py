@@ -43,7 +43,7 @@ def complaint(old: str, new: str) -> str:
             56,
             "unknown key servign",
             'did you mean "serving"? keys here are task, event, entities, label, features, privacy, '
-            "model, challenger, arena, tuning, drift, guard, trust, serving, topics",
+            "model, challenger, arena, tuning, drift, guard, trust, exploration, serving, topics",
         ),
         (
             "max_length",

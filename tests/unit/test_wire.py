@@ -161,7 +161,8 @@ def test_take_and_concat() -> None:
     assert batch.event_ids == whole.rows.ids
     for name in ("label", "corrects"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
-    np.testing.assert_array_equal(batch.weight, real_share(whole.label, whole.served, whole.late_share))
+    share = real_share(whole.label, whole.served, whole.late_share)
+    np.testing.assert_array_equal(batch.weight, share * whole.rows.weight)
 
 
 @given(st.lists(INTS, min_size=1, max_size=20), st.integers(1, 16))

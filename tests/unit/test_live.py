@@ -1,0 +1,134 @@
+"""The models of a serving worker: the live one and a canary beside it, as updates come and after a restart."""
+
+import asyncio
+import json
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from infra.metrics import Metrics
+from infra.settings import Settings
+from learners.canary import chosen
+from learners.slot import encode_full, encode_refresh
+from learners.trainer import Trainer
+from streams.canary import Answer
+from streams.heads import Head, Heads
+from streams.live import META, LiveModel
+from tests import learner_log as logs
+
+TASK = logs.small_task()
+ROWS = logs.labelled(TASK, 600).batch()
+KEYS = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, len(ROWS))
+SHARE = 0.3
+
+
+@pytest.fixture
+def settings(tmp_path: Any) -> Settings:
+    return Settings(kafka="none:1", data=tmp_path / uuid4().hex, partitions=1)
+
+
+def live(settings: Settings) -> LiveModel:
+    return LiveModel(TASK, settings, "w-1", Metrics())
+
+
+def trained(lineage: str, seed: int) -> Trainer:
+    made = Trainer(TASK.schema, TASK.model, TASK.seed, lineage, "cpu")
+    made.train(logs.labelled(TASK, 256, seed).batch())
+    return made
+
+
+def take(model: LiveModel, meta: dict[str, Any], payload: bytes) -> None:
+    record = logs.Logged("t", 0, 0, 0, payload, headers=[(META, json.dumps(meta).encode())])
+    assert asyncio.run(model._take(record)) is None
+
+
+def whole(trainer: Trainer, canary: float = 0.0) -> tuple[dict[str, Any], bytes]:
+    trainer.advance(trainer.refresh)
+    return encode_full(trainer, event_ms=1, created_ms=trainer.refresh + 1, canary=canary)
+
+
+def serve(model: LiveModel) -> Answer:
+    return model.serve(KEYS, ROWS.numbers, ROWS.categories)
+
+
+def test_a_canary_serves_its_share_and_is_refreshed_and_the_others_go_on_as_before(
+    settings: Settings,
+) -> None:
+    champion, canary, model = trained("L1", 1), trained("L2", 2), live(settings)
+    take(model, *whole(champion))
+    before = serve(model)
+    assert set(before.versions) == {"L1.1"}
+    assert not before.arm.any()
+    take(model, *whole(canary, SHARE))
+    answer, own = serve(model), chosen(KEYS, "L2", SHARE)
+    assert [version == "L2.1" for version in answer.versions] == own.tolist()
+    assert answer.arm.tolist() == np.where(own, 2, -2).tolist()
+    np.testing.assert_array_equal(answer.scores[~own], before.scores[~own])
+    np.testing.assert_array_equal(answer.scores[own], canary.score(ROWS.numbers[own], ROWS.categories[own]))
+    for trainer, share in ((champion, 0.0), (canary, SHARE)):
+        trainer.train(ROWS)
+        take(model, *encode_refresh(trainer, event_ms=2, created_ms=9, canary=share))
+    assert set(serve(model).versions) == {"L1.2", "L2.2"}
+
+
+def test_two_workers_and_one_that_starts_later_agree(settings: Settings) -> None:
+    heads, first = Heads(live(settings)._heads._blobs, TASK.name), live(settings)
+    for meta, payload in (whole(trained("L1", 1)), whole(trained("L2", 2), SHARE)):
+        take(first, meta, payload)
+        (heads.put_canary if "canary" in meta else heads.put)(Head(meta, payload, 5))
+    late = live(settings)
+    assert late.load() == 5
+    assert serve(late).versions == serve(first).versions
+    np.testing.assert_array_equal(serve(late).arm, serve(first).arm)
+    heads.drop_canary()
+    alone = live(settings)
+    alone.load()
+    assert set(serve(alone).versions) == {"L1.1"}
+
+
+@pytest.mark.parametrize("winner", ["L1", "L2", "L3"])
+def test_a_champion_that_is_sent_whole_ends_the_canary(winner: str, settings: Settings) -> None:
+    arms, model = {f"L{i}": trained(f"L{i}", i) for i in (1, 2, 3)}, live(settings)
+    take(model, *whole(arms["L1"]))
+    take(model, *whole(arms["L2"], SHARE))
+    take(model, *whole(arms[winner]))
+    answer = serve(model)
+    assert {version.partition(".")[0] for version in answer.versions} == {winner}
+    assert not answer.arm.any()
+    take(model, *encode_refresh(arms["L2"], event_ms=2, created_ms=1, canary=SHARE))  # of one that is over
+    assert not serve(model).arm.any()
+
+
+def test_a_canary_that_fails_its_checks_serves_nobody_and_is_reported(settings: Settings) -> None:
+    model, canary = live(settings), trained("L2", 2)
+    take(model, *whole(trained("L1", 1)))
+    meta, payload = whole(canary, SHARE)
+    take(model, meta, payload[:-1])
+    assert set(serve(model).versions) == {"L1.1"}
+    report = json.loads(model._report.take("L1.1", 1))
+    assert [(each["version"], each["step"]) for each in report["refused"]] == [("L2.1", "bytes")]
+    canary.train(ROWS)
+    take(model, *encode_refresh(canary, event_ms=2, created_ms=9, canary=SHARE))
+    assert set(serve(model).versions) == {"L1.1"}
+
+
+@pytest.mark.parametrize("share", [0, 1.0, "0.1", True])
+def test_a_share_that_cannot_be_is_refused(share: object, settings: Settings) -> None:
+    model = live(settings)
+    meta, payload = whole(trained("L2", 2))
+    take(model, meta | {"canary": share}, payload)
+    assert json.loads(model._report.take("L1.0", 1))["refused"][0]["step"] == "meta"
+
+
+def test_what_a_canary_scored_is_reported_apart(settings: Settings) -> None:
+    model = live(settings)
+    take(model, *whole(trained("L1", 1)))
+    take(model, *whole(trained("L2", 2), SHARE))
+    serve(model)
+    assert model._canary is not None
+    own = int(chosen(KEYS, "L2", SHARE).sum())
+    apart = json.loads(model._canary.report.take("L2.1", 1, canary=True))
+    assert (apart["canary"], apart["scored"]["rows"]) == (True, own)
+    assert json.loads(model._report.take("L1.1", 1))["scored"]["rows"] == len(KEYS) - own

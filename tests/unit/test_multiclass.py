@@ -146,6 +146,9 @@ def test_a_window_of_classes_is_saved_and_goes_on() -> None:
     assert again.row("a") == first.row("a")
     assert again.row("a")["n"] == 50
     assert again.row("nobody")["n"] == 0
+    first.update("served", batch.label[:0], score[:0])  # nothing was served yet
+    again.load(first.state())
+    assert again.row("served")["n"] == 0
 
 
 def test_a_histogram_of_classes_is_of_the_one_that_wins() -> None:

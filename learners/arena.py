@@ -229,7 +229,8 @@ class Arena:
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
         watched = np.where(self._schema.target.known(batch.served), served, loss)
-        return self._detectors.update(batch, score, watched, self.champion.version)
+        guarded = self.guard is not None
+        return self._detectors.update(batch, score, watched, self.champion.version, guarded=guarded)
 
     def _judge(self, seen: Seen, now: Now) -> list[Event]:
         """The tests of the challengers, and what their verdicts ask for."""

@@ -60,9 +60,19 @@ class Detectors:
         return alert
 
     def update(
-        self, batch: Batch, scores: NDArray[np.floating[Any]], losses: NDArray[np.floating[Any]], version: str
+        self,
+        batch: Batch,
+        scores: NDArray[np.floating[Any]],
+        losses: NDArray[np.floating[Any]],
+        version: str,
+        *,
+        guarded: bool = False,
     ) -> list[Alert]:
-        """Feed a batch, the live model's scores [n] of it and the losses [n] of what was served."""
+        """Feed a batch, the live model's scores [n] of it and the losses [n] of what was served.
+
+        `guarded`: a guard looks at a model that has just replaced another, which settles. How far its scores are off is
+        the guard's business then, and no news of the stream.
+        """
         self._seen += len(batch)
         self._mature(int(batch.event_ms.max()))
         found = self._loss.update(batch, losses, version)
@@ -70,7 +80,8 @@ class Detectors:
             found += self._shift.update(batch, self._target.one(scores), version)
         if self._calibrated:
             served = np.where(np.isfinite(batch.served), batch.served, scores)
-            found += self._calibration.update(batch, served, version)
+            off = self._calibration.update(batch, served, version)
+            found += [] if guarded else off
         return [told for alert in found if (told := self._told(alert)) is not None]
 
     def _mature(self, event_ms: int) -> None:

@@ -135,3 +135,17 @@ def test_the_quick_kswin_fires_as_rivers_does() -> None:
     slow = peers.alarms_of(KSWIN(seed=3), values)
     assert slow
     assert peers.alarms_of(peers.kswin(3), values) == slow
+
+
+@pytest.mark.parametrize(("guarded", "alarms"), [(False, 1), (True, 0)])
+def test_scores_that_are_off_while_a_new_model_is_guarded_are_no_news(guarded: bool, alarms: int) -> None:
+    random = np.random.default_rng(5)
+    rows, change = 30_000, 20_000
+    scores = np.full(rows, 0.2) + 0.1 * random.random(rows)
+    label = (random.random(rows) < np.where(np.arange(rows) < change, scores, 0.7)).astype(np.float32)
+    batch = replace(stream(rows, rows, rows)[0], label=label)
+    detectors, found = Detectors(SCHEMA, CONFIG, served=True), list[Alert]()
+    for first in range(0, rows, 250):
+        part, said = batch.slice(first, first + 250), scores[first : first + 250]
+        found += detectors.update(part, said, np.full(len(part), 0.5), "L2.0", guarded=guarded)
+    assert [alert.detector for alert in found] == ["calibration"] * alarms

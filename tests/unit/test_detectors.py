@@ -140,9 +140,10 @@ def test_the_quick_kswin_fires_as_rivers_does() -> None:
 @pytest.mark.parametrize(("guarded", "alarms"), [(False, 1), (True, 0)])
 def test_scores_that_are_off_while_a_new_model_is_guarded_are_no_news(guarded: bool, alarms: int) -> None:
     random = np.random.default_rng(5)
-    rows, change = 30_000, 20_000
-    scores = np.full(rows, 0.2) + 0.1 * random.random(rows)
-    label = (random.random(rows) < np.where(np.arange(rows) < change, scores, 0.7)).astype(np.float32)
+    rows, change = 40_000, 26_000
+    logit = random.normal(-1.9, 1, rows)
+    odds = np.exp(logit + (np.arange(rows) >= change))
+    scores, label = 1 / (1 + np.exp(-logit)), (random.random(rows) < odds / (1 + odds)).astype(np.float32)
     batch = replace(stream(rows, rows, rows)[0], label=label)
     detectors, found = Detectors(SCHEMA, CONFIG, served=True), list[Alert]()
     for first in range(0, rows, 250):

@@ -144,7 +144,7 @@ def test_scores_that_are_off_while_a_new_model_is_guarded_are_no_news(guarded: b
     logit = random.normal(-1.9, 1, rows)
     odds = np.exp(logit + (np.arange(rows) >= change))
     scores, label = 1 / (1 + np.exp(-logit)), (random.random(rows) < odds / (1 + odds)).astype(np.float32)
-    batch = replace(stream(rows, rows, rows)[0], label=label)
+    batch = replace(stream(rows, rows, rows)[0], label=label, served=scores.astype(np.float32))
     detectors, found = Detectors(SCHEMA, CONFIG, served=True), list[Alert]()
     for first in range(0, rows, 250):
         part, said = batch.slice(first, first + 250), scores[first : first + 250]

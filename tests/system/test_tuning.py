@@ -42,16 +42,23 @@ def test_a_population_is_tuned_over_a_kill_and_its_winner_becomes_the_champion(
     where = ("--task", str(path), "--kafka", broker.address)
     learn = ("learn", *where)
     with make_producer(broker.address) as producer:
-        for part in parts[: len(parts) // 3]:
-            producer.send(topics.labelled, encode_labelled(part), partition=0)
-        producer.flush()
+
+        def a_rung_ended() -> list[Any]:
+            """One part more, and whether that was enough: it must not be all over before the kill."""
+            producer.send(topics.labelled, encode_labelled(parts.pop(0)), partition=0)
+            producer.flush()
+            return audit(broker.address, task, "tune")
+
         with runs.running(data, *learn, DRIFTLINE_PARTITIONS="1") as first:
-            runs.until(lambda: audit(broker.address, task, "tune"), "the end of a rung")
+            first.wait_for("ready with")
+            runs.until(a_rung_ended, "the end of a rung")
             first.process.kill()
-        for part in parts[len(parts) // 3 :]:
+        assert not audit(broker.address, task, "promote")
+        for part in parts:
             producer.send(topics.labelled, encode_labelled(part), partition=0)
         producer.flush()
     with runs.running(data, *learn, DRIFTLINE_PARTITIONS="1") as second:
+        second.wait_for("ready with")
         promoted = runs.until(lambda: audit(broker.address, task, "promote"), "a promotion")[0]
         assert second.stop() == 0
         assert "Traceback" not in second.output

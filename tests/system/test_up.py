@@ -37,6 +37,9 @@ FIELDS = {
     "received_at",
     "processed_at",
     "late",
+    "arm",
+    "explored",
+    "propensity",
     "source",
 }
 

@@ -72,12 +72,14 @@ class Way:
 
     def __init__(self, home: Path, events: int, batch: int) -> None:
         import msgspec
+        import numpy as np
         import torch
 
         from infra.blobs import Blobs
         from infra.metrics import Metrics
         from infra.settings import Settings
         from learners.trainer import Trainer
+        from streams.canary import Answer
         from streams.emit import Emitter
         from streams.privacy import Pseudonymiser
         from streams.serve import ServeContext, ServeStep
@@ -90,7 +92,9 @@ class Way:
         self.topics = topics = Topics.of(self.task)
         self.model = Trainer(self.task.schema, self.task.model, 1, "L1", "cpu")
         live: Any = SimpleNamespace(
-            score=lambda numbers, categories: (self._score(numbers, categories), "L1.1")
+            serve=lambda keys, numbers, categories: Answer(
+                self._score(numbers, categories), ["L1.1"] * len(keys), np.zeros(len(keys), np.int32)
+            )
         )
         nobody: Any = SimpleNamespace(add=lambda *_: None)
         settings = Settings(kafka="none:1", data=home, partitions=PARTITIONS)

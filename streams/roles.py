@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import faust
 from faust.types import TP
@@ -148,13 +149,17 @@ def _worker(settings: Settings) -> str:
 
 
 def _committer(task: Task, settings: Settings, app: faust.App, worker: str) -> Callable[[], Committer]:
-    """What a worker commits with, as the task's guarantee wants it. Each life of a worker has the same producer id."""
-    group = str(app.conf.id)
+    """What a worker commits with, as the task's guarantee wants it.
+
+    Each life of a worker has a producer id of its own: who ends what a former life left open must not end the present
+    one.
+    """
+    group, life = str(app.conf.id), uuid4().hex[:8]
 
     def make() -> Committer:
         if task.serving.guarantee == "at_least_once":
             return AtLeastOnce(settings.kafka, group, app.consumer)
-        return ExactlyOnce(settings.kafka, group, f"{group}-{worker}")
+        return ExactlyOnce(settings.kafka, group, f"{group}-{worker}-{life}")
 
     return make
 

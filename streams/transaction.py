@@ -2,8 +2,8 @@
 
 Exactly once (`ExactlyOnce`). The order, with the same numbers in the code:
 
-1. Open the worker's transactional producer. Kafka ends whatever a former life of this worker left open. So it does with
-   what others left open that had the partitions, and are in the group no more: their ids stand with the offsets.
+1. Open the worker's transactional producer; each life of a worker has its own. End what those left open that had the
+   partitions before and are in the group no more, by becoming them for a moment: their ids stand with the offsets.
 2. Read the committed offsets of the partitions that the group gave to this worker; where a transaction is open that
    is going to change them, wait for its end. They can no longer move under us, see 5.
 3. (the caller) Skip every record below them.
@@ -97,7 +97,7 @@ class Committer(Protocol):
 
 
 class ExactlyOnce:
-    """One transactional producer for all partitions of one worker, whose name is the end of `transactional_id`."""
+    """One transactional producer for all partitions of one life of a worker."""
 
     def __init__(self, kafka: str, group: str, transactional_id: str) -> None:
         self._kafka, self._group, self._id = kafka, group, transactional_id
@@ -193,7 +193,7 @@ async def committed_offsets(
 ) -> dict[TP, int]:
     """The group's committed offset of each source once no open transaction is going to change it; 0 without one.
 
-    What a worker that is gone left open is ended first, unless it was the work of `own_id`, which has ended it.
+    With `own_id`, the producer of who asks, what a worker that is gone has left open is ended first.
     """
     admin, clock = AIOKafkaAdminClient(bootstrap_servers=kafka.split(",")), asyncio.get_running_loop().time
     started = clock()

@@ -14,6 +14,7 @@ clients/src/main/resources/common/message.)
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import CoordinationType
 from aiokafka.errors import ProducerFenced, for_code
 from aiokafka.producer.sender import Sender, TxnOffsetCommitHandler
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.api import RequestStruct, Response
 from aiokafka.protocol.types import (
     Boolean,
     CompactArray,
@@ -55,24 +56,19 @@ NOBODY = Membership("", -1)
 """No member of any group: Kafka then looks at the producer's id only, as before KIP-447."""
 
 
+def _topics(*fields: tuple[str, Any]) -> tuple[str, Any]:
+    """The field that both requests and both answers have: by topic, for each partition these fields."""
+    partitions = CompactArray(("partition", Int32), *fields, ("tags", TaggedFields))
+    return "topics", CompactArray(("name", _TEXT), ("partitions", partitions), ("tags", TaggedFields))
+
+
+_PLACE = (("offset", Int64), ("leader_epoch", Int32), ("metadata", _TEXT))
+
+
 class _TxnOffsetCommitResponse(Response):  # type: ignore[misc]
     API_KEY = 28
     API_VERSION = 3
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", _TEXT),
-                (
-                    "partitions",
-                    CompactArray(("partition", Int32), ("error_code", Int16), ("tags", TaggedFields)),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
+    SCHEMA = Schema(("throttle_time_ms", Int32), _topics(("error_code", Int16)), ("tags", TaggedFields))
 
 
 class _TxnOffsetCommitStruct(RequestStruct):  # type: ignore[misc]
@@ -88,23 +84,7 @@ class _TxnOffsetCommitStruct(RequestStruct):  # type: ignore[misc]
         ("generation_id", Int32),
         ("member_id", _TEXT),
         ("group_instance_id", _TEXT),
-        (
-            "topics",
-            CompactArray(
-                ("name", _TEXT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("offset", Int64),
-                        ("leader_epoch", Int32),
-                        ("metadata", _TEXT),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
+        _topics(*_PLACE),
         ("tags", TaggedFields),
     )
 
@@ -114,24 +94,7 @@ class _OffsetFetchResponse(Response):  # type: ignore[misc]
     API_VERSION = 7
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", _TEXT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("offset", Int64),
-                        ("leader_epoch", Int32),
-                        ("metadata", _TEXT),
-                        ("error_code", Int16),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
+        _topics(*_PLACE, ("error_code", Int16)),
         ("error_code", Int16),
         ("tags", TaggedFields),
     )
@@ -153,42 +116,24 @@ class _OffsetFetchStruct(RequestStruct):  # type: ignore[misc]
     )
 
 
-def _check_version(api: int, version: int, versions: Versions) -> None:
-    lowest, highest = versions.get(api, (0, 0))
-    if not lowest <= version <= highest:
-        raise UserError(
-            "this Kafka is older than 2.5, or a stand-in for it", "Driftline needs Kafka 2.5 or newer"
-        )
+class _OneVersion:
+    """A request as aiokafka's connections take it (they ask for `prepare` only), of which one version will do."""
+
+    def __init__(self, struct: type[Any], *values: Any) -> None:
+        self._struct, self._values = struct, values
+
+    def prepare(self, versions: Versions) -> Any:
+        """What is sent, to a broker that takes these versions by API. Raises UserError to one that is too old."""
+        lowest, highest = versions.get(self._struct.API_KEY, (0, 0))
+        if not lowest <= self._struct.API_VERSION <= highest:
+            raise UserError(
+                "this Kafka is older than 2.5, or a stand-in for it", "Driftline needs Kafka 2.5 or newer"
+            )
+        return self._struct(*self._values)
 
 
-class _TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):  # type: ignore[misc]
-    API_KEY = 28
-
-    def __init__(self, *values: Any) -> None:
-        self._values = values
-
-    def prepare(self, versions: Versions) -> _TxnOffsetCommitStruct:
-        _check_version(self.API_KEY, _TxnOffsetCommitStruct.API_VERSION, versions)
-        made: _TxnOffsetCommitStruct = super().prepare(versions)
-        return made
-
-    def build(self, request_struct_class: type[_TxnOffsetCommitStruct]) -> _TxnOffsetCommitStruct:
-        return request_struct_class(*self._values)
-
-
-class _OffsetFetch(Request[_OffsetFetchStruct]):  # type: ignore[misc]
-    API_KEY = 9
-
-    def __init__(self, *values: Any) -> None:
-        self._values = values
-
-    def prepare(self, versions: Versions) -> _OffsetFetchStruct:
-        _check_version(self.API_KEY, _OffsetFetchStruct.API_VERSION, versions)
-        made: _OffsetFetchStruct = super().prepare(versions)
-        return made
-
-    def build(self, request_struct_class: type[_OffsetFetchStruct]) -> _OffsetFetchStruct:
-        return request_struct_class(*self._values)
+_TxnOffsetCommit = partial(_OneVersion, _TxnOffsetCommitStruct)
+_OffsetFetch = partial(_OneVersion, _OffsetFetchStruct)
 
 
 def _by_topic(tps: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
@@ -201,7 +146,7 @@ def _by_topic(tps: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
 class _Handler(TxnOffsetCommitHandler):  # type: ignore[misc]
     """Adds who we are to the request, and takes "that is not you any more" for what it is."""
 
-    def create_request(self) -> _TxnOffsetCommit:
+    def create_request(self) -> _OneVersion:
         manager, who, offsets = self._sender._txn_manager, self._sender.membership, self._offsets
         topics: list[Any] = [
             (topic, [self._place(TopicPartition(topic, p), offsets) for p in partitions], {})

@@ -37,12 +37,12 @@ class Announcer:
         self._encode = msgspec.json.Encoder().encode
         self._psi: dict[str, float] = {}
 
-    def tell(self, event: Alert | Decision | MetricRow) -> None:
-        """Send one event of the arena."""
+    def tell(self, event: Alert | Decision | MetricRow, created_ms: int | None = None) -> None:
+        """Send one event of the arena. An alert came at `created_ms`, as what was decided for it; else now."""
         if isinstance(event, Alert):
             log.info("alert: %s", event.message)
             evidence = keep_evidence(self._store, self._task.name, event)
-            self._send(self._topics.drift_alerts, replace(event, details={}), evidence=evidence)
+            self._send(self._topics.drift_alerts, replace(event, details={}), created_ms, evidence=evidence)
         elif isinstance(event, Decision):
             log.info("%s %s: %s", event.action, event.lineage, event.reason)
             self._send(self._topics.audit, event)
@@ -58,7 +58,9 @@ class Announcer:
         value = self._encode({"task": self._task.name, **times, "psi": psi})
         self._sender.send(self._topics.feature_drift, value=value, key=self._task.name.encode())
 
-    def _send(self, topic: str, event: Alert | Decision | MetricRow, **more: str) -> None:
+    def _send(
+        self, topic: str, event: Alert | Decision | MetricRow, created_ms: int | None = None, **more: str
+    ) -> None:
         record = {_NAMES.get(name, name): value for name, value in asdict(event).items() if name != "details"}
-        record = {"task": self._task.name, "created_at": now_ms()} | record | more
+        record = {"task": self._task.name, "created_at": created_ms or now_ms()} | record | more
         self._sender.send(topic, value=self._encode(record), key=self._task.name.encode())

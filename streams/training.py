@@ -141,7 +141,7 @@ class Training:
         self._event_ms = max(self._event_ms, int(batch.event_ms.max()))
         self.metrics.count("trained_total", len(batch))
         self._note_work()
-        self._handle(events)
+        self._handle(events, created_ms)
 
     def _note_work(self) -> None:
         """What was spent of the arena's budget since the last step."""
@@ -163,7 +163,7 @@ class Training:
         events, born = steer(self.arena, asked, self.recipe.schema, self._publisher.heads)
         if born:
             self._born[born] = self.step
-        self._handle(events)
+        self._handle(events, asked.created_ms)
 
     def warned(self, alert: Alert) -> None:
         """Inputs or scores of served events moved."""
@@ -178,10 +178,10 @@ class Training:
         """Tell of a decision that changes no model."""
         self._announcer.tell(decision)
 
-    def _handle(self, events: Sequence[Event]) -> None:
+    def _handle(self, events: Sequence[Event], created_ms: int) -> None:
         """Tell what happened, and do what a decision asks for."""
         for event in events:
-            self._announcer.tell(event)
+            self._announcer.tell(event, created_ms)
             if isinstance(event, Decision):
                 self._follow(event)
 

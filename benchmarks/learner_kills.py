@@ -50,6 +50,9 @@ class FileOutlet:
         """All updates."""
         return [json.loads(line) for line in self._path.read_bytes().splitlines()]
 
+    def reached(self, places: Mapping[str, Mapping[int, int]]) -> None:
+        """See Outlet."""
+
     def close(self) -> None:
         """See Outlet."""
 

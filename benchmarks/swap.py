@@ -68,7 +68,7 @@ def _under_load(bench: "Bench", task: "Task", swaps: int, rate: float, every: fl
     from streams.topics import Topics
 
     topics, bases = Topics.of(task), _bases(task)
-    outlet = KafkaOutlet(bench.kafka, topics.model_updates)
+    outlet = KafkaOutlet(bench.kafka, topics.model_updates, "driftline-swaps")
     number = _swap(outlet, bases, 1)
     with bench.serve(task) as worker:
         bench.await_group(f"driftline-{task.name}-serve", worker)

@@ -10,7 +10,8 @@ positions live in its checkpoint, next to the weights they led to. One round:
 3. a promotion or a rollback publishes the new champion whole, a swap (`streams.publishing`); between the steps it is
    looked at what the workers report and what people ask for (`streams.steering`), which may end in one as well;
 4. what was served since is looked at, without labels; an alarm has its line in the ledger (`streams.watching`);
-5. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too;
+5. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too; and Kafka is
+   told how far the learner is, so that its lag can be seen with Kafka's own tools;
 6. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
    positions and the place in the ledger, manifest last; and a whole model for workers that start (`heads`).
 
@@ -69,7 +70,8 @@ def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet, Contro
     source, served = (
         KafkaLog(settings.kafka, topic, settings.partitions) for topic in (topics.labelled, topics.examples)
     )
-    return source, KafkaOutlet(settings.kafka, topics.model_updates), Control(settings.kafka, topics), served
+    outlet = KafkaOutlet(settings.kafka, topics.model_updates, f"driftline-{task.name}-learn")
+    return source, outlet, Control(settings.kafka, topics), served
 
 
 class Learner:
@@ -131,11 +133,13 @@ class Learner:
                 now = now_ms()
                 if now - refreshed >= self._task.serving.refresh_every_ms:
                     self.training.refresh()  # 5
+                    self._tell_place()
                     refreshed = now
                 if now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS:
                     self._checkpoint()  # 6
                     saved = now
             self._checkpoint()
+            self._tell_place()
             ranks().tell(None)
             self._outlet.close()
             self._source.close()
@@ -285,6 +289,13 @@ class Learner:
             self._ledger.append(Warned(step, alert, positions, watch.seen), now_ms())
             self.training.warned(alert)
         self.training.tell_feature_drift(watch.psi(), watch.event_ms)
+
+    def _tell_place(self) -> None:
+        topics = Topics.of(self._task)
+        places = {topics.labelled: {p: offset for p, (offset, _) in self.training.positions.items()}}
+        if self._watch is not None:
+            places[topics.examples] = self._watch.positions
+        self._outlet.reached(places)
 
     def _checkpoint(self) -> None:
         """Everything that the log led to, in one bundle; then a whole model for workers that start."""

@@ -1,19 +1,21 @@
 """Where the learner's records go: what it says to people, and the updates of the model that serves."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
 
 from infra.kafka import end_offsets, make_consumer, make_producer
 from streams.live import META
 
 Meta = dict[str, Any]
+Places = Mapping[str, Mapping[int, int]]  # topic, partition: offset of the next record
 
 
 class Outlet(Protocol):
-    """The learner's way out. Four methods: to say, to publish, to know what was published, and to end."""
+    """The learner's way out. Five methods: to say, publish, know what was published, say how far it read, end."""
 
     def send(self, topic: str, value: bytes, key: bytes) -> Any:
         """Sends a record some time soon."""
@@ -23,6 +25,9 @@ class Outlet(Protocol):
 
     def published(self, after: int) -> Iterator[tuple[int, Meta]]:
         """Offset and meta of the updates that are there after an offset, in order."""
+
+    def reached(self, places: Places) -> None:
+        """Tells Kafka how far the learner has read, for whoever looks at its lag; nothing is ever read from it."""
 
     def close(self) -> None:
         """Sends what waits, and ends."""
@@ -34,6 +39,7 @@ class ListOutlet:
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes]] = []
         self.updates: list[tuple[Meta, bytes]] = []
+        self.places: Places = {}
 
     def send(self, topic: str, value: bytes, key: bytes) -> Any:
         """See Outlet."""
@@ -49,6 +55,10 @@ class ListOutlet:
         for offset in range(after + 1, len(self.updates)):
             yield offset, self.updates[offset][0]
 
+    def reached(self, places: Places) -> None:
+        """See Outlet."""
+        self.places = places
+
     def close(self) -> None:
         """See Outlet."""
 
@@ -56,9 +66,10 @@ class ListOutlet:
 class KafkaOutlet:
     """Records to their topics, updates to `updates`."""
 
-    def __init__(self, kafka: str, updates: str) -> None:
+    def __init__(self, kafka: str, updates: str, group: str) -> None:
         self._kafka, self._updates = kafka, updates
         self._producer = make_producer(kafka)
+        self._group = make_consumer(kafka, group=group)
 
     def send(self, topic: str, value: bytes, key: bytes) -> Any:
         """See Outlet."""
@@ -74,8 +85,19 @@ class KafkaOutlet:
         """See Outlet."""
         return published(self._kafka, self._updates, after)
 
+    def reached(self, places: Places) -> None:
+        """See Outlet. It waits for nothing, and what gets lost is said again a second later."""
+        self._group.commit_async(
+            {
+                TopicPartition(topic, p): OffsetAndMetadata(offset, "", -1)
+                for topic, offsets in places.items()
+                for p, offset in offsets.items()
+            }
+        )
+
     def close(self) -> None:
         """See Outlet."""
+        self._group.close()
         self._producer.flush()
         self._producer.close()
 

@@ -22,6 +22,7 @@ from streams.watch import Watch
 READY_S, PREDICT_S, LEARN_S = 120.0, 60.0, 60.0
 _QUIET_S = 4.0
 _POLL_S = 0.2
+_ASK_EVERY_S = 1.0  # Kafka, how far the roles are
 
 
 class Source(Protocol):
@@ -123,7 +124,7 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
     try:
         watch.catch_up()
         thread.start()
-        finish = _Finish(feeding, watch, lambda: _all_read(cluster), lambda: _all_joined(cluster))
+        finish = _Finish(feeding, watch, lambda: _all_read(cluster), lambda: _all_learned(cluster))
         while not finish.reached(time.monotonic()):
             watch.poll(_POLL_S)
             cluster.poll()
@@ -147,50 +148,61 @@ def _all_read(cluster: Cluster) -> bool:
     return all(done.get(partition, 0) >= end for partition, end in end_offsets(kafka, topic).items())
 
 
-def _all_joined(cluster: Cluster) -> bool:
-    """Whether join has taken every label and, but for the marks that end a transaction, every example."""
-    kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
-    group, marks = f"driftline-{cluster.task.name}-join", 2 * cluster.settings.partitions
-    for topic, left in ((topics.labels, 0), (topics.examples, marks)):
-        done = committed_offsets(kafka, group, topic)
-        if any(end - done.get(partition, 0) > left for partition, end in end_offsets(kafka, topic).items()):
-            return False
-    return True
+def _all_learned(cluster: Cluster) -> bool:
+    """Whether join has taken every label and example, and the learner every row and example, but for marks.
+
+    Marks end transactions; a reader that commits where its last record ended leaves those behind it.
+    """
+    kafka, task = cluster.settings.kafka, cluster.task
+    topics, marks = Topics.of(task), 2 * cluster.settings.partitions
+    read = {
+        "join": {topics.labels: 0, topics.examples: marks},
+        "learn": {topics.labelled: marks, topics.examples: marks},
+    }
+    return all(
+        _left(kafka, f"driftline-{task.name}-{role}", topic) <= left
+        for role, places in read.items()
+        for topic, left in places.items()
+    )
+
+
+def _left(kafka: str, group: str, topic: str) -> int:
+    """The most offsets that `group` has before it in a partition."""
+    done = committed_offsets(kafka, group, topic)
+    return max(end - done.get(partition, 0) for partition, end in end_offsets(kafka, topic).items())
 
 
 class _Finish:
-    """Decides when a run is over: all answered and joined, then no new evaluation for a while, with limits on both."""
+    """Decides when a run is over: all answered and learned, no new evaluation for a while; or nothing comes."""
 
     def __init__(
         self,
         feeding: Feeding,
         watch: Watch,
         all_read: Callable[[], bool],
-        all_joined: Callable[[], bool],
+        all_learned: Callable[[], bool],
     ) -> None:
-        self._feeding, self._watch, self._all_read, self._all_joined = feeding, watch, all_read, all_joined
+        self._feeding, self._watch, self._all_read, self._all_learned = feeding, watch, all_read, all_learned
         self._seen, self._moved_at = -1, 0.0
-        self._predicted_at: float | None = None
-        self._evaluations, self._quiet_since = 0, 0.0
+        self._predicted = False
+        self._evaluations, self._quiet_since, self._ask_at = 0, 0.0, 0.0
 
     def reached(self, now: float) -> bool:
         if not self._feeding.done:
             return False
-        if self._predicted_at is None:
+        if not self._predicted:
             if not self._all_answered(now):
                 return False
-            self._predicted_at = self._quiet_since = now
+            self._predicted, self._quiet_since = True, now
         evaluations = len(self._watch.metrics.get("served", ()))
         if evaluations != self._evaluations:
             self._evaluations, self._quiet_since = evaluations, now
-        if now - self._predicted_at > LEARN_S:
+        if now - self._quiet_since > LEARN_S:
             return True
-        if now - self._quiet_since <= _QUIET_S:
+        if now - self._quiet_since <= _QUIET_S or now < self._ask_at:
             return False
-        if not self._all_joined():  # a busy machine: the learner has not heard of everything yet
-            self._quiet_since = now
-            return False
-        return True
+        self._ask_at = now + _ASK_EVERY_S
+        return self._all_learned()
 
     def _all_answered(self, now: float) -> bool:
         """An answer for every event, or silence: duplicates are never answered, so this must end without them too."""

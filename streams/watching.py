@@ -27,7 +27,7 @@ from streams.wire import EXAMPLES, KIND, Damaged, decode_examples
 log = logging.getLogger(__name__)
 
 STATE = "served.npz"
-MOST_RECORDS = 256  # of a turn: learning waits for its end
+MOST_ROWS = 16_384  # of a turn, or some more: learning waits for its end
 MOST_WAITING = 256  # records of a partition that are kept while another one's are awaited
 
 
@@ -43,33 +43,49 @@ class ServedWatch:
         self._detector = ShiftDetector(task.schema, task.drift)
         self._lineage = ""
         self._waiting: dict[int, deque[Record]] = {}
+        self._behind: set[int] = set()
         self.positions: dict[int, int] = {}
         self.event_ms = 0
+        self._looked = 0  # rows, since the start
 
     def start(self) -> None:
         """Read on at `positions`; a partition without one, or whose place is gone, at its oldest record."""
         oldest = self._log.oldest()
         self.positions = {p: max(first, self.positions.get(p, 0)) for p, first in oldest.items()}
         self._waiting = {p: deque() for p in self.positions}
+        self._behind = set(self.positions)
         self._log.start(self.positions)
 
     def turn(self) -> Alert | None:
-        """Look at what is there, without waiting, up to the first alarm."""
-        skip = {p for p, records in self._waiting.items() if len(records) >= MOST_WAITING}
-        for record in self._log.poll(0, skip):
-            self._waiting[record.partition].append(record)
-        behind = self._log.behind()
-        for _ in range(MOST_RECORDS):
-            if any(not self._waiting[p] for p in behind):  # what it has may be older
-                return None
-            heads = [(records[0].timestamp, p) for p, records in self._waiting.items() if records]
-            if not heads:
-                return None
-            record = self._waiting[min(heads)[1]].popleft()
-            self.positions[record.partition] = record.offset + 1
-            if alert := self._look(record):
+        """Look at what is there, without waiting, up to the first alarm; about as many rows as a round learns."""
+        until = self._looked + MOST_ROWS
+        while self._looked < until:
+            if (record := self._next()) is None:
+                if not self._poll():
+                    return None
+            elif alert := self._look(record):
                 return alert
         return None
+
+    def _poll(self) -> int:
+        """Take the records that have come; how many."""
+        skip = {p for p, records in self._waiting.items() if len(records) >= MOST_WAITING}
+        records = self._log.poll(0, skip)
+        for record in records:
+            self._waiting[record.partition].append(record)
+        self._behind = self._log.behind()
+        return len(records)
+
+    def _next(self) -> Record | None:
+        """The oldest record; None where that cannot be known yet."""
+        if any(not self._waiting[p] for p in self._behind):
+            return None
+        heads = [(records[0].timestamp, p) for p, records in self._waiting.items() if records]
+        if not heads:
+            return None
+        record = self._waiting[min(heads)[1]].popleft()
+        self.positions[record.partition] = record.offset + 1
+        return record
 
     def _look(self, record: Record) -> Alert | None:
         if dict(record.headers).get(KIND) != EXAMPLES:
@@ -89,6 +105,7 @@ class ServedWatch:
         unknown = np.zeros(len(rows), np.float32)
         batch = Batch(rows.ids, rows.event_ms, rows.event_ms, rows.numbers, rows.categories, served, unknown)
         self.event_ms = max(self.event_ms, int(rows.event_ms.max()))
+        self._looked += len(rows)
         found = self._detector.update(batch, self._task.schema.target.one(served), versions[-1])
         return found[0] if found else None
 

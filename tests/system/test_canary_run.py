@@ -40,7 +40,7 @@ def test_two_workers_agree_on_a_canary_until_it_serves_all(broker: Any, tmp_path
     task = runs.own_task(tmp_path, "canaried", serving='order = "arrival"\n[exploration]\nshare = 0.2')
     settings = prepare(task, Settings(kafka=broker.address, data=tmp_path / "data", partitions=2))
     heads, topics = Heads(Blobs(settings.blobs), task.name), Topics.of(task)
-    outlet = KafkaOutlet(broker.address, topics.model_updates)
+    outlet = KafkaOutlet(broker.address, topics.model_updates, f"driftline-{task.name}-learn")
     arms = {
         name: Trainer(task.schema, task.model, seed, name, "cpu") for seed, name in ((1, "L1"), (2, "L2"))
     }

@@ -69,6 +69,15 @@ def test_an_input_that_moves_is_noticed_without_a_label_and_dated() -> None:
     assert watching.event_ms == (ROWS - 1) * 1_000
 
 
+def test_a_turn_looks_at_as_many_rows_as_a_round_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.watching.MOST_ROWS", 5_000)
+    task = small_task()
+    watching = watch(task, examples(task), at_once=3)
+    watching.start()
+    assert watching.turn() is None
+    assert 5_000 <= watching.event_ms / 1_000 + 1 < 5_090
+
+
 @pytest.mark.parametrize("at_once", [1, 7])
 def test_how_the_records_come_changes_nothing(at_once: int) -> None:
     task = small_task()
@@ -150,6 +159,8 @@ def test_the_learner_warns_before_the_labels_and_starts_challengers_when_they_co
     assert said(again, "drift-alerts") == []
     starts = [row for row in said(again, "audit") if row["action"] == "start"]
     assert {row["evidence"]["alert_id"] for row in starts} == {warning["alert_id"]}
+    read = {p: log[-1].offset + 1 for p, log in examples(task).items()}
+    assert again.places[f"{task.name}.examples"] == read
     assert min(row["event_time"] for row in starts) >= warning["since_time"]
 
 

@@ -6,7 +6,7 @@ The run itself is `backtest_engine`; here are the command's parts before and aft
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from learners.target import SMALLER_IS_BETTER
 from streams.backtest_engine import Backtest, Lane, Settings
 from streams.backtest_policies import POLICIES, Retraining
 from streams.backtest_stream import default_within_ms
+from streams.canary import ARMS
 from streams.privacy import Pseudonymiser
 from streams.regret import excess_log_loss
 from streams.report.words import NONE
@@ -297,15 +298,16 @@ def _cell(value: float | None, best: float | None) -> str:
 
 
 def write_predictions(backtest: Backtest, path: Path) -> None:
-    """A row for each accepted event, in the order of the stream: id, time, label, each policy's score and version.
+    """A row for each accepted event, in the order of the stream: id, time, label, each policy's score and version; with
+    a canary its arm, with exploration what that means for its label.
 
     Raises UserError when the file cannot be written.
     """
     parts = backtest.ids or [([], np.zeros(0, np.int64))]
-    at = np.concatenate([numbers for _, numbers in parts])
+    at, ids = np.concatenate([numbers for _, numbers in parts]), [i for some, _ in parts for i in some]
     labels = backtest.labels[at].astype(np.float64)
     columns: dict[str, Any] = {
-        "event_id": pa.array([event_id for ids, _ in parts for event_id in ids], pa.utf8()),
+        "event_id": pa.array(ids, pa.utf8()),
         "event_time": pa.array(backtest.times_ms[at], pa.timestamp("ms", "UTC")),
         "label": pa.array(labels, pa.float32(), mask=np.isnan(labels)),
         "evaluated": pa.array(np.isin(at, backtest.evaluated())),
@@ -313,12 +315,21 @@ def write_predictions(backtest: Backtest, path: Path) -> None:
     for lane in backtest.lanes:
         scores, classes = lane.scores[at], backtest.task.classes
         columns[f"{lane.name}_score"] = pa.array(list(scores) if classes else scores)
-        names = pa.array(lane.versions, pa.utf8())
-        columns[f"{lane.name}_version"] = pa.DictionaryArray.from_arrays(pa.array(lane.version_of[at]), names)
+        columns[f"{lane.name}_version"] = _named(lane.version_of[at], lane.versions)
+        if backtest.task.guard.canary:
+            columns[f"{lane.name}_arm"] = _named((lane.arm[at] > 0).astype(np.int32), ARMS)
+        if backtest.task.exploration.share:
+            found = lane.marks(ids, at)
+            columns[f"{lane.name}_explored"] = pa.array(found.explored)
+            columns[f"{lane.name}_propensity"] = pa.array(found.propensity)
     draft = path.with_name(path.name + ".part")
     with usable(path, "give another --predictions"):
         pa.parquet.write_table(pa.table(columns), draft)
         os.replace(draft, path)
+
+
+def _named(places: NDArray[np.int32], names: Iterable[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(places), pa.array(list(names), pa.utf8()))
 
 
 def _write_report(backtest: Backtest, found: Mapping[str, Any], out: Path) -> None:

@@ -19,8 +19,10 @@ from learners.batch import Batch
 from learners.late import real_share
 from learners.slot import Slot, encode_full, encode_refresh
 from learners.trainer import Trainer
-from streams.backtest_policies import Policy, Retraining, make_policy
+from streams.backtest_policies import FIRST, Policy, Retraining, make_policy
 from streams.backtest_stream import MicroBatch, Path, compile_kernels, cut
+from streams.canary import arms
+from streams.exploration import Marks, marks
 from streams.feed import Item
 from streams.privacy import Pseudonymiser
 from streams.rows import Labelled, Rows
@@ -47,20 +49,24 @@ class Settings:
 
 
 class Serving:
-    """The model that scores: a trainer's weights as of the newest refresh."""
+    """A model that scores: a trainer's weights as of the newest refresh.
 
-    def __init__(self, task: Task, refresh_ms: int) -> None:
+    `numbers` has the newest refresh number of each lineage; all models that serve share it, so that no version names
+    two of them.
+    """
+
+    def __init__(self, task: Task, refresh_ms: int, numbers: dict[str, int], lineage: str = "") -> None:
         self._every_ms, self._last_ms = refresh_ms, _NEVER
         self._slot = Slot(task.schema, task.model, task.seed) if refresh_ms else None
-        self._number, self._steps, self._lineage = 0, 0, "L1"
+        self._numbers, self._steps, self._lineage = numbers, 0, lineage
 
     def follow(self, trainer: Trainer, now_ms: int) -> None:
         """Take what the trainer has learned, if a refresh is due; another lineage is taken at once."""
         swap = trainer.lineage != self._lineage
         if not swap and (trainer.steps == self._steps or now_ms - self._last_ms < self._every_ms):
             return
-        self._number = 0 if swap else self._number + 1
         self._lineage, self._steps, self._last_ms = trainer.lineage, trainer.steps, now_ms
+        self._numbers[self._lineage] = self._numbers.get(self._lineage, 0) + 1
         if self._slot is not None:
             encode = encode_full if swap else encode_refresh
             self._slot.apply(*encode(trainer, event_ms=now_ms, created_ms=max(now_ms, 0)))
@@ -74,24 +80,29 @@ class Serving:
     @property
     def version(self) -> str:
         """Lineage and number of the refresh, such as "L1.41"."""
-        return f"{self._lineage}.{self._number}" if self._slot is None else self._slot.version
+        if self._slot is None:
+            return f"{self._lineage}.{self._numbers.get(self._lineage, 0)}"
+        return self._slot.version
 
 
 class Lane:
     """One policy's run: what it served, and the seconds of processor time it took.
 
-    `scores` float32 [events] or [events, K] by number of the event, NaN where there is none; `swaps` of the model
-    that served.
+    `scores` float32 [events] or [events, K] by number of the event, NaN where there is none; `arm` int32 [events], as
+    live examples have it, 0 where there was no canary; `swaps` of the model that served.
     """
 
     def __init__(self, name: str, task: Task, settings: Settings, events: int) -> None:
-        self.name = name
+        self.name, self._task = name, task
         self.policy: Policy = make_policy(name, task, settings.retraining)
         self.scores = task.schema.target.unknown(events)
-        self.versions: list[str] = []  # the names of versions ...
+        self.arm = np.zeros(events, np.int32)
+        self.versions: dict[str, int] = {}  # names of versions, numbered in their order ...
         self.version_of = np.full(events if settings.keep_rows else 0, -1, np.int32)  # ... by event
         self.seconds = 0.0
-        self._serving = Serving(task, settings.refresh_ms)
+        numbers: dict[str, int] = {}
+        self._serving = Serving(task, settings.refresh_ms, numbers, FIRST)
+        self._beside = Serving(task, settings.refresh_ms, numbers)  # a canary, while there is one
         self._keep_rows = settings.keep_rows
 
     @property
@@ -100,22 +111,43 @@ class Lane:
         return sum(decision.action == "promote" for decision in self.policy.decisions)
 
     def score(self, rows: Rows) -> None:
-        """Serve the rows."""
+        """Serve the rows, those of its share of the entities by the canary."""
         begin = time.process_time()
-        self.scores[rows.offset] = self._serving.score(self.policy.trainer, rows)
-        if self._keep_rows:
-            if not self.versions or self.versions[-1] != self._serving.version:
-                self.versions.append(self._serving.version)
-            self.version_of[rows.offset] = len(self.versions) - 1
+        canary = self.policy.canary
+        if canary is None:
+            self._serve(rows, self._serving, self.policy.trainer)
+        else:
+            arm = arms(rows.keys[:, 0], canary.lineage, self._task.guard.canary)
+            self.arm[rows.offset] = arm
+            self._serve(rows.take(arm < 0), self._serving, self.policy.trainer)
+            self._serve(rows.take(arm > 0), self._beside, canary)
         self.seconds += time.process_time() - begin
 
+    def _serve(self, rows: Rows, serving: Serving, trainer: Trainer) -> None:
+        if not len(rows):
+            return
+        self.scores[rows.offset] = serving.score(trainer, rows)
+        if self._keep_rows:
+            self.version_of[rows.offset] = self.versions.setdefault(serving.version, len(self.versions))
+
+    def marks(self, ids: Sequence[str], offsets: NDArray[np.int64]) -> Marks:
+        """What a decision by the served scores means for the labels of events, with their numbers [n]."""
+        return marks(self._task.exploration, ids, self.scores[offsets])
+
     def learn(self, labelled: Labelled, batch: Batch, now_ms: int, *, warm: bool) -> None:
-        """Learn as the policy says, then refresh."""
+        """Learn as the policy says, of labels that its own decisions would not have hidden; then refresh."""
         begin = time.process_time()
-        served = self.scores[labelled.rows.offset]
-        weight = real_share(labelled.label, served, labelled.late_share)
-        self.policy.learn(replace(batch, served=served, weight=weight), now_ms, warm=warm)
+        at = labelled.rows.offset
+        served, found = self.scores[at], self.marks(labelled.rows.ids, at)
+        weight = real_share(labelled.label, served, labelled.late_share) * found.weight
+        batch = replace(batch, served=served, weight=weight, arm=self.arm[at])
+        if found.hidden.any():
+            batch = batch.take(~found.hidden)
+        if len(batch):
+            self.policy.learn(batch, now_ms, warm=warm)
         self._serving.follow(self.policy.trainer, now_ms)
+        if (canary := self.policy.canary) is not None:
+            self._beside.follow(canary, now_ms)
         self.seconds += time.process_time() - begin
 
 

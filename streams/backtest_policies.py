@@ -10,7 +10,7 @@ All begin with the same untrained model and learn from every labelled example un
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +51,10 @@ class Policy(Protocol):
     def trainer(self) -> Trainer:
         """The model that should serve now."""
 
+    @property
+    def canary(self) -> Trainer | None:
+        """The model that should serve `guard.canary` of the entities in its place, if there is one."""
+
     def learn(self, batch: Batch, now_ms: int, *, warm: bool) -> None:
         """Labelled examples, `served` by this policy, in their order. `now_ms` is event time; `warm`: the warm-up is
         not over, learn.
@@ -71,6 +75,8 @@ def make_policy(name: str, task: Task, retraining: Retraining) -> Policy:
 
 class _One:
     """A policy with a single lineage, without alarms."""
+
+    canary = None
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -189,7 +195,7 @@ class Full:
             task.drift,
             task.seed,
             metrics_every=NO_ROWS,
-            guard=replace(task.guard, canary=0.0),  # nothing is served
+            guard=task.guard,
             others=task.others,
             beside=task.arena,
             tuning=task.tuning,
@@ -202,6 +208,12 @@ class Full:
     def trainer(self) -> Trainer:
         """See Policy."""
         return self._arena.champion
+
+    @property
+    def canary(self) -> Trainer | None:
+        """See Policy."""
+        serving = self._arena.trials.canary
+        return None if serving is None else serving.trainer
 
     def learn(self, batch: Batch, now_ms: int, *, warm: bool) -> None:
         """See Policy. An arena has no warm-up: its champion always learns."""

@@ -14,6 +14,12 @@ ARMS = ("champion", "canary")
 """What a prediction calls the two arms."""
 
 
+def arms(keys: NDArray[np.int64], lineage: str, share: float) -> NDArray[np.int32]:
+    """The arm int32 [n] of each entity `keys` [n] while this lineage is the canary, as `arm_code` says."""
+    code = arm_code(lineage)
+    return np.where(chosen(keys, lineage, share), code, -code).astype(np.int32)
+
+
 @dataclass(frozen=True)
 class Answer:
     """Scores float32 [n], the versions [n] that made them, and for each the arm of a canary, int32 [n].
@@ -45,5 +51,4 @@ class Canary:
 
     def arms(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
         """The arm of each entity [n]."""
-        code = arm_code(self.slot.lineage)
-        return np.where(chosen(keys, self.slot.lineage, self.share), code, -code).astype(np.int32)
+        return arms(keys, self.slot.lineage, self.share)

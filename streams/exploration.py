@@ -51,6 +51,11 @@ class Marks:
     propensity: NDArray[np.float32]
     weight: NDArray[np.float32]
 
+    @property
+    def hidden(self) -> NDArray[np.bool_]:
+        """Whose label a decision hides: bool [n]."""
+        return (self.propensity < 1.0) & ~self.explored
+
 
 def marks(config: Exploration, ids: Sequence[str], scores: NDArray[Any]) -> Marks:
     """The marks of events with these ids [n] and scores [n]."""

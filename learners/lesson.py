@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from learners.batch import ModelConfig
 from learners.models import Counter, Net
+from learners.models.base import Former
 from learners.optim import Optimiser
 from learners.parallel import ranks
 from learners.schedules import Schedule
@@ -20,6 +21,9 @@ from learners.schedules import Schedule
 LARGEST_COMPILED, MOST_COMPILED = 64, 4_000_000
 COMPILED_FAMILIES = ("dcn", "deepfm", "logistic", "mlp")
 COMPILED_OPTIMISERS = ("sgd", "adagrad", "adam", "adamw")
+
+
+Passed = tuple[Tensor, tuple[Tensor, ...], Former]
 
 
 @dataclass(frozen=True)
@@ -97,33 +101,43 @@ class GradientLesson(Steps):
         """
         if not self.model.learnable(label):
             return None
-        former = self.model.observe(numbers, label, weight)
         found: tuple[Tensor, Tensor] = torch.unique(index, return_inverse=True)
         unique, inverse = found
         # index_select takes a third of the time of table[unique].
-        rows = self.model.table.index_select(0, unique).requires_grad_()
-        loss, gradients = self._gradients(numbers, inverse, rows, label, weight)
+        rows = self.model.table.index_select(0, unique)
+        loss, gradients, statistics = self.passed(numbers, inverse, rows, label, weight)
         proposal = self.optimiser.propose(loss, gradients, unique, rows, self.schedule.share)
         if not proposal.finite:
-            self.model.restore(former)
             return None
+        self.model.settle(statistics)
         self.optimiser.accept(proposal)
         self.model.remember(label)
         self.schedule.advance(float(loss.detach()) if self.schedule.needs_loss else 0.0)
         return unique
 
+    def passed(
+        self, numbers: Tensor, inverse: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None
+    ) -> Passed:
+        """The forward and the backward pass: loss, gradients of the dense weights and, last, of the table's `rows`
+        [u, width], and the running statistics after the step. The model stays as it is.
+        """
+        former = self.model.observe(numbers, label, weight)
+        loss, gradients = self._gradients(numbers, inverse, rows.requires_grad_(), label, weight)
+        return loss, gradients, self.model.restore(former)
+
+    def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+        """The loss of rows with gathered table rows [n, F, width], in the precision of the settings."""
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._short):
+            return self.model.objective(numbers, rows, label, weight)
+
     def _gradients(
         self, numbers: Tensor, inverse: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Loss and gradients, of the dense weights and, last, of the table's `rows` [u, width]."""
         wanted = (*self.model.parameters(), rows)
 
         def of(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
             at = None if weight is None else weight[part]
-            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._short):
-                loss = self.model.objective(
-                    numbers[part], functional.embedding(inverse[part], rows), label[part], at
-                )
+            loss = self.objective(numbers[part], functional.embedding(inverse[part], rows), label[part], at)
             return loss, torch.autograd.grad(loss, wanted)
 
         def of_shard(part: slice) -> Tensor:
@@ -267,4 +281,10 @@ def lesson_of(model: Net | Counter, config: ModelConfig) -> Lesson:
         from learners.compiled import CompiledLesson  # only who learns so waits for the compiler
 
         return CompiledLesson(model, config)
+    if model.table.device.type == "cuda":
+        from learners.graphed import GraphedLesson, tell
+
+        if config.shards == 1:
+            return GraphedLesson(model, config)
+        tell(f"steps of {config.shards} shards are not captured: ranks exchange gradients in their midst")
     return GradientLesson(model, config)

@@ -9,7 +9,7 @@ probability: the others shift it (`focal` towards the middle, a class weight tow
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -68,8 +68,14 @@ def of_classes(
     if gamma:
         losses = losses * (1.0 - torch.exp(-losses)).clamp_min(SMALLEST_BASE).pow(gamma)
     if weights:
-        losses = losses * torch.tensor(weights, device=losses.device)[label.long()]
+        losses = losses * _constant(tuple(weights), losses.device)[label.long()]
     return mean(losses, weight)
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Once on a device: a step that is captured may not wait for the host's memory."""
+    return torch.tensor(values, device=device)
 
 
 def of_values(name: str) -> MeanLoss:

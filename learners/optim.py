@@ -17,12 +17,14 @@ from learners.batch import ModelConfig
 
 # Memory is a tuple of tensors, one for each name in `Rule.memory`.
 Memory = tuple[Tensor, ...]
+Body = Callable[..., tuple[Tensor, ...]]
+Runner = Callable[..., tuple[Tensor, ...]]  # runs a body, its first argument, on the others
 
 
 @dataclass(frozen=True, slots=True)
 class Touch:
     """What a rule gets: `values` and their `gradient`, [P] of the net or [u, width] of table rows; what is
-    remembered of them; and the step's learning `rate`.
+    remembered of them; and the step's learning `rate`, a scalar: a tensor, so that a captured step can follow it.
 
     `steps` counts the steps that touched them, this one too: a [1] tensor for the dense vector, [u, 1] for
     rows, so that a row seen for the first time gets its own bias correction.
@@ -32,11 +34,11 @@ class Touch:
     gradient: Tensor
     memory: Memory
     steps: Tensor
-    rate: float
+    rate: Tensor
 
     def moved(self, direction: Tensor, *memory: Tensor) -> tuple[Tensor, Memory]:
         """The values, `rate` times against the direction, and what to remember."""
-        return self.values.sub(direction, alpha=self.rate), memory
+        return self.values - self.rate * direction, memory
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,11 @@ class Proposal:
     finite: bool
 
 
+def directly(body: Body, *given: Tensor) -> tuple[Tensor, ...]:
+    """The runner that calls the body."""
+    return body(*given)
+
+
 class Optimiser:
     """Applies a rule to a model's dense vector and to the table rows of a step.
 
@@ -180,6 +187,7 @@ class Optimiser:
         self.dense_steps = torch.zeros(1, device=table.device)
         self.table_memory = self.rule.start(table)
         self.table_steps = table.new_zeros((len(table), 1))
+        self.runner: Runner = directly
 
     @torch.no_grad()
     def propose(
@@ -193,25 +201,36 @@ class Optimiser:
         """
         dense_gradient = torch.cat([gradient.flatten() for gradient in gradients[:-1]])
         row_gradient = gradients[-1]
-        norm = torch.sqrt(dense_gradient.square().sum() + row_gradient.square().sum())
-        shrink = torch.clamp_max(self.config.clip_norm / (norm + 1e-12), 1.0)
-        rate, decay = self.config.learning_rate * share, self.config.weight_decay
-        dense_steps, row_steps = self.dense_steps + 1.0, self.table_steps.index_select(0, index) + 1.0
-        touch = Touch(self.dense, dense_gradient.mul_(shrink), self.dense_memory, dense_steps, rate)
-        dense, dense_memory = self.rule.step(touch, decay)
+        rate = torch.full((), self.config.learning_rate * share, device=index.device)
+        squares = row_gradient.square().sum()
+        norm, shrink, dense, *dense_memory = self.runner(self.move_dense, dense_gradient, squares, rate)
+        row_steps = self.table_steps.index_select(0, index) + 1.0
         memory = tuple(part.index_select(0, index) for part in self.table_memory)
         touch = Touch(rows, row_gradient.mul_(shrink), memory, row_steps, rate)
-        moved, rows_memory = self.rule.step(touch, decay)
+        moved, rows_memory = self.rule.step(touch, self.config.weight_decay)
         # One number that is finite only if all of them are: one wait for the device instead of four.
         finite = bool(torch.isfinite(loss + norm + dense.sum() * 0.0 + moved.sum() * 0.0))
-        return Proposal(dense, dense_memory, index, moved, rows_memory, finite)
+        return Proposal(dense, tuple(dense_memory), index, moved, rows_memory, finite)
+
+    def move_dense(self, gradient: Tensor, squares: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
+        """Norm of the whole gradient, what to multiply it by, the new dense vector [P] and its memory.
+
+        `gradient` [P] is the dense part, `squares` the sum of the squares of the rest. Nothing is written.
+        """
+        norm = torch.sqrt(gradient.square().sum() + squares)
+        shrink = torch.clamp_max(self.config.clip_norm / (norm + 1e-12), 1.0)
+        touch = Touch(self.dense, gradient * shrink, self.dense_memory, self.dense_steps + 1.0, rate)
+        dense, memory = self.rule.step(touch, self.config.weight_decay)
+        return norm, shrink, dense, *memory
 
     @torch.no_grad()
     def accept(self, step: Proposal) -> None:
-        """Writes a finite proposal: the dense vector in place, the table only at the touched rows."""
-        self.dense.copy_(step.dense)
-        self.dense_memory = step.dense_memory
-        self.dense_steps = self.dense_steps + 1.0
+        """Writes a finite proposal, all of it in place, the table only at the touched rows."""
+        for kept, fresh in zip(
+            (self.dense, *self.dense_memory), (step.dense, *step.dense_memory), strict=True
+        ):
+            kept.copy_(fresh)
+        self.dense_steps.add_(1.0)
         self.table.index_copy_(0, step.index, step.rows)
         for memory, rows in zip(self.table_memory, step.rows_memory, strict=True):
             memory.index_copy_(0, step.index, rows)

@@ -155,7 +155,7 @@ class EventModel(nn.Module):
         The count is capped, so that old rows fade. Weights [n] count for the labels only: the numbers of a row
         are what they are.
         """
-        former = (self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var)
+        former = self._running()
         value = compress(numbers[:, : len(self.mean)])
         self.mean, self.var, total = merged(self.mean, self.var, self.count, value, torch.isfinite(value))
         self.count = torch.clamp_max(total, SCALER_ROWS)
@@ -166,7 +166,10 @@ class EventModel(nn.Module):
             self.seen = torch.clamp_max(total, LABEL_ROWS)
             return former
         if self.schema.target.classes:
-            hot = nn.functional.one_hot(label.long(), self.schema.target.width).to(label.dtype)
+            # Not one_hot, which looks at the values first: a captured step cannot.
+            hot = (label[:, None] == torch.arange(self.schema.target.width, device=label.device)).to(
+                label.dtype
+            )
             self.seen = self.counted(hot.sum(0) if weight is None else weight @ hot)
             return former
         if weight is None:
@@ -188,11 +191,24 @@ class EventModel(nn.Module):
             label = self.scaled(label)
             age = torch.arange(len(label) - 1, -1, -1, device=label.device)[:, None]
             keep = 1.0 - self.fade
-            self.recent = keep ** len(label) * self.recent + (label[:, None] * self.fade * keep**age).sum(0)
+            fresh = keep ** len(label) * self.recent + (label[:, None] * self.fade * keep**age).sum(0)
+            self.recent.copy_(fresh)
 
-    def restore(self, former: Former) -> None:
-        """Takes back an `observe` (of a step that was rejected)."""
+    def restore(self, former: Former) -> Former:
+        """Takes back an `observe`, and returns what it had made of the statistics, for `settle`."""
+        fresh = self._running()
         self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var = former
+        return fresh
+
+    @torch.no_grad()
+    def settle(self, fresh: Former) -> None:
+        """Statistics that `restore` returned are right after all. In place: captured steps read them where they are."""
+        for kept, value in zip(self._running(), fresh, strict=True):
+            if value is not kept:
+                kept.copy_(value)
+
+    def _running(self) -> Former:
+        return self.mean, self.var, self.count, self.seen, self.label_mean, self.label_var
 
     def learnable(self, label: Tensor) -> bool:
         """Whether labels [n] can stand in a step at all; what else is wrong with them shows in the loss."""

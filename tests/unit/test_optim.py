@@ -50,7 +50,7 @@ def walk(config: ModelConfig, value: Tensor, gradients: list[Tensor], steps_shap
     memory = rule.start(value)
     for step, gradient in enumerate(gradients, 1):
         steps = torch.full(steps_shape, float(step))
-        touch = Touch(value, gradient.clone(), memory, steps, config.learning_rate)
+        touch = Touch(value, gradient.clone(), memory, steps, torch.tensor(config.learning_rate))
         value, memory = rule.step(touch, config.weight_decay)
     return value
 
@@ -131,7 +131,7 @@ def test_a_scheduled_rate_scales_the_step_and_leaves_the_memory_alone():
         rule: Rule = rule_of(ModelConfig(optimiser=optimiser, learning_rate=0.1))
         moved = []
         for rate in (0.1, 0.05):
-            touch = Touch(value, gradient, rule.start(value), torch.ones(1), rate)
+            touch = Touch(value, gradient, rule.start(value), torch.ones(1), torch.tensor(rate))
             after, memory = rule.step(touch, 0.0)
             moved.append((after - value, memory))
         (whole, first), (half, second) = moved

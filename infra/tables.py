@@ -84,10 +84,10 @@ _ALL = (
         key="task event_ms source_partition source_offset",
         newest="processed_ms",
         columns="""
-        String: task event_id version lineage class
-        Float64: score
+        String: task event_id version lineage class arm
+        Float64: score propensity
         Int64: event_ms received_ms processed_ms archived_ms
-        UInt8: late
+        UInt8: late explored
         Int32: source_partition
         Int64: source_offset""",
     ),

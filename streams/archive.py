@@ -33,7 +33,7 @@ Row = tuple[Any, ...]
 
 PREDICTIONS = (
     "task", "event_id", "score", "version", "lineage", "event_ms", "received_ms", "processed_ms", "archived_ms", "late",
-    "source_partition", "source_offset", "class",
+    "source_partition", "source_offset", "class", "arm", "explored", "propensity",
 )  # fmt: skip
 FEATURES = (
     "task", "entity", "view_hash", "entity_key", "event_ms", "source_partition", "source_offset", "late", "received_ms",
@@ -64,6 +64,7 @@ def prediction_rows(record: Any) -> list[Row]:
         (
             p["task"], p["event_id"], score_of(p), p["version"], lineage, p["event_time"], p["received_at"],
             p["processed_at"], now_ms(), int(p["late"]), source["partition"], source["offset"], p.get("class", ""),
+            p["arm"], int(p["explored"]), p["propensity"],
         )
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ And what is read out of it as past features, which a slow search over all rows m
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -118,6 +119,27 @@ class ArchiveContract:
         create_tables(archive)
         archive.insert("alerts", ["task", "severity"], [["t"], [0.25]])
         assert archive.query("SELECT severity FROM alerts") == [(0.25,)]
+
+    def test_a_history_of_before_the_arms_goes_on_in_its_table(self, archive: Archive) -> None:
+        """Rows in parts without the columns, and rows of a repeated position on both sides of the change."""
+        new, old = ("arm", "explored", "propensity"), TABLES["predictions"]
+        columns = tuple(column for column in old.columns if column[0] not in new)
+        archive.execute("DROP TABLE predictions")
+        archive.execute(replace(old, columns=columns).create_sql())
+        archive.insert(
+            "predictions", PREDICTION, [["t"] * 2, ["a", "b"], [0.1] * 2, [5] * 2, [9] * 2, [0] * 2, [0, 1]]
+        )
+        create_tables(archive)
+        create_tables(archive)
+        again = [["t"] * 2, ["b", "c"], [0.2] * 2, [5] * 2, [10] * 2, [0] * 2, [1, 2]]
+        archive.insert(
+            "predictions", [*PREDICTION, *new], [*again, ["champion", "canary"], [0, 1], [1.0, 0.25]]
+        )
+        found = "SELECT event_id, score, arm, explored, propensity FROM predictions FINAL ORDER BY event_id"
+        wanted = [("a", 0.1, "", 0, 0.0), ("b", 0.2, "champion", 0, 1.0), ("c", 0.2, "canary", 1, 0.25)]
+        assert archive.query(found) == wanted
+        archive.execute("OPTIMIZE TABLE predictions FINAL")
+        assert archive.query(found) == wanted
 
     def test_no_rows_is_no_insert(self, archive: Archive) -> None:
         archive.insert("labels", ["task", "label", "event_ms"], [[], [], np.array([])])

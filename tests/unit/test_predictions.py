@@ -8,7 +8,7 @@ import pytest
 
 from infra.metrics import Metrics
 from infra.settings import Settings
-from streams.archive import prediction_rows
+from streams.archive import PREDICTIONS, prediction_rows
 from streams.emit import Emitter
 from streams.events import EventDecoder
 from streams.live import LiveModel
@@ -53,3 +53,11 @@ def test_a_binary_task_sends_what_it_always_sent(tmp_path: Path) -> None:
     assert list(json.loads(data)) == list(Prediction.__struct_fields__)
     [row] = prediction_rows(Record(data))
     assert row[2] == found.score
+
+
+def test_the_archive_has_the_arm_and_what_exploration_means_for_the_label(tmp_path: Path) -> None:
+    [data] = sent(trips(), json.dumps(event()).encode(), tmp_path)
+    told = json.loads(data) | {"arm": "canary", "explored": True, "propensity": 0.25}
+    [row] = prediction_rows(Record(json.dumps(told).encode()))
+    named = dict(zip(PREDICTIONS, row, strict=True))
+    assert [named[name] for name in ("arm", "explored", "propensity")] == ["canary", 1, 0.25]

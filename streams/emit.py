@@ -52,25 +52,23 @@ class Emitter:
         """Rows to the next stage at once, and `headers` to each of its partitions: on the last record for it, so that
         all rows have come before.
         """
-        targets = self._targets(index, rows)
+        written: dict[int, list[bytes]] = defaultdict(list)
+        for target, value in wire.split_rows(rows, self._targets(index, rows)):
+            written[target].append(value)
+        nothing = wire.encode_rows(wire.Rows.empty(self._task))
         for target in range(self._partitions):
-            self._write(outputs, index, rows.take(targets == target), target, headers)
+            *whole, last = written.get(target) or [nothing]
+            for value in whole:
+                outputs.add(self._topics.stage(index + 1), target, value)
+            outputs.add(self._topics.stage(index + 1), target, last, headers=headers)
 
     def _pass_on(self, outputs: Outputs, index: int, rows: wire.Rows) -> None:
         """Rows to the next stage, each to the partition of its next entity."""
-        targets = self._targets(index, rows)
-        for target in np.unique(targets).tolist():
-            self._write(outputs, index, rows.take(targets == target), target, [])
+        for target, value in wire.split_rows(rows, self._targets(index, rows)):
+            outputs.add(self._topics.stage(index + 1), target, value)
 
     def _targets(self, index: int, rows: wire.Rows) -> NDArray[np.int64]:
         return wire.partition_of(rows.keys[:, index + 1], self._partitions)
-
-    def _write(self, outputs: Outputs, index: int, rows: wire.Rows, target: int, headers: Headers) -> None:
-        topic = self._topics.stage(index + 1)
-        *whole, last = wire.cuts(rows) or [np.arange(0)]
-        for cut in whole:
-            outputs.add(topic, target, wire.encode_rows(rows.take(cut)))
-        outputs.add(topic, target, wire.encode_rows(rows.take(last) if whole else rows), headers=headers)
 
     def _predict(self, outputs: Outputs, rows: wire.Rows, sources: NDArray[np.int64]) -> None:
         """Score rows [n]; a prediction goes to the partition that its row came from [n]."""
@@ -116,12 +114,5 @@ class Emitter:
 
     def _write_examples(self, outputs: Outputs, rows: wire.Rows, answer: Answer) -> None:
         targets = np.array([wire.partition_of_id(i, self._partitions) for i in rows.ids], np.int64)
-        for target in np.unique(targets).tolist():
-            chosen = np.flatnonzero(targets == target)
-            part, served = rows.take(chosen), answer.scores[chosen]
-            versions = [answer.versions[i] for i in chosen.tolist()]
-            cuts = wire.cuts(part)
-            for cut in cuts:
-                piece = part.take(cut) if len(cuts) > 1 else part
-                value = wire.encode_examples(piece, served[cut], [versions[i] for i in cut.tolist()])
-                outputs.add(self._topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])
+        for target, value in wire.split_examples(rows, answer.scores, answer.versions, targets):
+            outputs.add(self._topics.examples, target, value, headers=[(wire.KIND, wire.EXAMPLES)])

@@ -6,19 +6,21 @@ record of rows names their schema: rows that an older task file left in a topic 
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streams.rows import Feedback, Labelled, Labels, Rows, cuts
+from streams.rows import MOST_BYTES, Feedback, Labelled, Labels, Rows, cuts
 
 __all__ = [
     "EXAMPLES", "FEEDBACK", "KIND", "LABELLED", "LABELS", "Damaged", "Feedback", "Labelled", "Labels", "Rows", "cuts",
     "decode_examples", "decode_feedback", "decode_labelled", "decode_labels", "decode_rows", "encode_examples",
     "encode_feedback", "encode_labelled", "encode_labels", "encode_rows", "partition_of", "partition_of_id",
+    "split_examples", "split_rows",
 ]  # fmt: skip
 
 KIND = "driftline.kind"
@@ -37,6 +39,16 @@ def encode_rows(rows: Rows) -> bytes:
     return _write(_row_columns(rows), rows.schema)
 
 
+def split_rows(rows: Rows, targets: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+    """`encode_rows` of the rows of each target [n], in their order and cut to records: (target, bytes).
+
+    It costs little more than one record of all rows: Arrow's columns are made once, and each record is a slice of them.
+    """
+    order = np.argsort(targets, kind="stable")
+    rows = rows.take(order)
+    return _split(_row_columns(rows), rows.schema, targets[order], rows.nbytes)
+
+
 def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
     """The inverse of `encode_rows`. Raises Damaged, also for rows of another schema than `schema`, if given."""
     return _decoded(data, schema, _rows)
@@ -45,8 +57,17 @@ def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
 def encode_examples(rows: Rows, served: NDArray[np.float32], version: str | Sequence[str]) -> bytes:
     """Rows exactly as served, with their scores [n] and the versions [n] that made them; or the one that made all."""
     versions = [version] * len(rows) if isinstance(version, str) else version
-    columns = {"served": _scores(served), "version": pa.array(versions, pa.utf8())}
-    return _write(_row_columns(rows) | columns, rows.schema)
+    return _write(_example_columns(rows, served, versions), rows.schema)
+
+
+def split_examples(
+    rows: Rows, served: NDArray[np.float32], versions: Sequence[str], targets: NDArray[np.int64]
+) -> Iterator[tuple[int, bytes]]:
+    """`encode_examples` of the rows of each target [n], as `split_rows` does it: (target, bytes)."""
+    order = np.argsort(targets, kind="stable")
+    rows, made = rows.take(order), [versions[i] for i in order.tolist()]
+    columns = _example_columns(rows, served[order], made)
+    return _split(columns, rows.schema, targets[order], rows.nbytes)
 
 
 def decode_examples(
@@ -152,6 +173,10 @@ def partition_of_id(event_id: str, partitions: int) -> int:
     return zlib.crc32(event_id.encode()) % partitions
 
 
+def _example_columns(rows: Rows, served: NDArray[np.float32], versions: Sequence[str]) -> dict[str, pa.Array]:
+    return _row_columns(rows) | {"served": _scores(served), "version": pa.array(versions, pa.utf8())}
+
+
 def _row_columns(rows: Rows) -> dict[str, pa.Array]:
     return {
         "id": pa.array(rows.ids, pa.utf8()),
@@ -254,7 +279,26 @@ _KEPT = 256  # of each of the two: a stream has a handful
 
 
 def _write(columns: dict[str, pa.Array], schema: str = "") -> bytes:
-    """An IPC stream of one record batch. Its first message, the schema, is the same for all rows of a task, and made
+    """An IPC stream of one record batch."""
+    head, batch = _batch(columns, schema)
+    return b"".join((head, batch.serialize(), _END))
+
+
+def _split(
+    columns: dict[str, pa.Array], schema: str, targets: NDArray[np.int64], size: int
+) -> Iterator[tuple[int, bytes]]:
+    """IPC streams of the runs of equal targets [n] in rows of `size` bytes, each cut to records of `MOST_BYTES`."""
+    head, batch = _batch(columns, schema)
+    edges = np.flatnonzero(np.diff(targets, prepend=-1, append=-1))  # no target is negative
+    most = max(1, MOST_BYTES * len(targets) // max(size, 1))
+    for start, stop in pairwise(edges.tolist()):
+        for first in range(start, stop, most):
+            piece = batch.slice(first, min(most, stop - first))
+            yield int(targets[start]), b"".join((head, piece.serialize(), _END))
+
+
+def _batch(columns: dict[str, pa.Array], schema: str) -> tuple[bytes, pa.RecordBatch]:
+    """The columns, and the first message of a stream: the schema, which is the same for all rows of a task, and made
     once: making it takes as long as all the rest of a small record.
     """
     known = (schema, *columns)
@@ -265,8 +309,7 @@ def _write(columns: dict[str, pa.Array], schema: str = "") -> bytes:
         head = made, made.serialize().to_pybytes()
         if len(_HEADS) < _KEPT:
             _HEADS[known] = head
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=head[0])
-    return b"".join((head[1], batch.serialize(), _END))
+    return head[1], pa.RecordBatch.from_arrays(list(columns.values()), schema=head[0])
 
 
 def _read(data: bytes) -> pa.RecordBatch:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from learners.late import real_share
 from streams import wire
-from streams.rows import LABELLED_ARRAYS, ROW_ARRAYS, Feedback, Labelled, Labels, Rows, cuts
+from streams.rows import LABELLED_ARRAYS, MOST_BYTES, ROW_ARRAYS, Feedback, Labelled, Labels, Rows, cuts
 from streams.task import Task, load_task
 from streams.wire import Damaged
 from tests.stream_records import task
@@ -115,6 +115,28 @@ def test_rows_of_another_task_file_are_refused() -> None:
     )
     assert unused.schema_hash == TASK.schema_hash  # the model is the same,
     assert unused.rows_hash != TASK.rows_hash  # the columns on the way are not
+
+
+@settings(max_examples=60)
+@given(st.sampled_from([TASK, BARE]), st.integers(0, 30), st.integers(0, 2**32), st.booleans())
+def test_a_split_gives_each_target_its_rows_in_order(made: Task, n: int, seed: int, small: bool) -> None:
+    rows, served = rows_of(made, n, seed), np.arange(n, dtype=np.float32)
+    targets = np.random.default_rng(seed).integers(0, 4, n)
+    versions = [f"L1.{i % 3}" for i in range(n)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "MOST_BYTES", 300 if small else MOST_BYTES)
+        passed = list(wire.split_rows(rows, targets))
+        examples = list(wire.split_examples(rows, served, versions, targets))
+    if n and not small:
+        assert len(passed) == len(examples) == len(set(targets.tolist()))
+    for target in range(4):
+        own = np.flatnonzero(targets == target)
+        found = [wire.decode_rows(data, made.rows_hash) for to, data in passed if to == target]
+        assert same(Rows.concat([rows.take(own[:0]), *found]), rows.take(own))
+        told = [wire.decode_examples(data, made.rows_hash) for to, data in examples if to == target]
+        assert same(Rows.concat([rows.take(own[:0]), *(part for part, _, _ in told)]), rows.take(own))
+        assert [score for _, scores, _ in told for score in scores] == served[own].tolist()
+        assert [name for _, _, names in told for name in names] == [versions[i] for i in own]
 
 
 @settings(max_examples=300)

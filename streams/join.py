@@ -9,12 +9,10 @@ With its labels a partition of the labels topic tells every partition of the exa
 has come (`gate.label_mark`): no window closes before all have come as far as the events.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,7 +31,7 @@ from streams.joining import JoinCounts, JoinPartition, Refused, feedback_of
 from streams.label_end import EndOfLog
 from streams.privacy import Pseudonymiser
 from streams.recovery import replay
-from streams.snapshots import Snapshots
+from streams.snapshots import Snapshots, SnapshotWriter
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Outputs
@@ -148,8 +146,8 @@ class JoinStep:
         self._counted = JoinCounts()
         prefix = f"state/{context.task.name}/{context.topics.examples}/{partition}"
         self._snapshots = Snapshots(context.blobs, prefix, self._state.fingerprint)
-        self._snapshot_ms, self._pause_ms = now_ms(), context.task.serving.snapshot_every_ms
-        self._saving: asyncio.Future[None] | None = None
+        every_ms = context.task.serving.snapshot_every_ms
+        self._writer = SnapshotWriter(self._snapshots, every_ms, context.executor, context.metrics)
 
     async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
@@ -179,7 +177,7 @@ class JoinStep:
         self._set_aside(outputs, self._state.refused)
         self._offset = batch[-1].offset + 1
         self._count()
-        self._maybe_snapshot(outputs)
+        self._writer.take([self._offset], self._state.snapshot, outputs)
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step."""
@@ -236,39 +234,7 @@ class JoinStep:
                     value = wire.encode_feedback(part.take(cut))
                     outputs.add(context.topics.feedback(entity.name), target, value)
 
-    def _maybe_snapshot(self, outputs: Outputs) -> None:
-        started = now_ms()
-        if started < self._snapshot_ms + self._pause_ms or (
-            self._saving is not None and not self._saving.done()
-        ):
-            return
-        arrays = self._state.snapshot()
-        self._snapshot_ms = now_ms()
-        # Much may wait: copying it must not take more than a twentieth of the time.
-        every = self._context.task.serving.snapshot_every_ms
-        self._pause_ms = max(every, 20 * (self._snapshot_ms - started))
-        outputs.after.append(partial(self._store, self._offset, arrays))
-
-    def _store(self, offset: int, arrays: dict[str, Any]) -> None:
-        """What the state was like with the batch that is committed now goes to the disk."""
-        loop = asyncio.get_running_loop()
-        self._saving = loop.run_in_executor(self._context.executor, self._save, offset, arrays)
-
-    def _save(self, offset: int, arrays: dict[str, Any]) -> None:
-        try:
-            self._snapshots.put([offset], arrays)
-            self._context.metrics.count("snapshots_total")
-        except OSError as error:
-            # A full disk must not stop the stream: the log still has everything, only recovery takes longer.
-            log.error(
-                "cannot store a snapshot of %s: %s; free some space in %s",
-                self._source,
-                error,
-                self._context.blobs.url,
-            )
-            self._context.metrics.count("snapshots_failed_total")
-
     def close(self, *, final: bool) -> None:
         """See Step."""
         if final and self._offset:
-            self._save(self._offset, self._state.snapshot())
+            self._writer.save([self._offset], self._state.snapshot())

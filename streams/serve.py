@@ -15,7 +15,6 @@ Taking a partition over: fence, read the committed offsets, load the newest snap
 output up to them.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -29,7 +28,6 @@ from faust.types import TP
 from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
 from infra.blobs import Blobs
-from infra.clock import now_ms
 from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
@@ -40,7 +38,7 @@ from streams.online import OnlineWriter
 from streams.ordering import IDLE, told
 from streams.privacy import Pseudonymiser
 from streams.recovery import replay
-from streams.snapshots import Snapshots
+from streams.snapshots import Snapshots, SnapshotWriter
 from streams.stage import Folded, StagePartition
 from streams.task import Task
 from streams.topics import Topics
@@ -97,8 +95,8 @@ class ServeStep:
         self._snapshots = Snapshots(
             context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
         )
-        self._snapshot_ms = now_ms()
-        self._saving: asyncio.Future[None] | None = None
+        every_ms = task.serving.snapshot_every_ms
+        self._writer = SnapshotWriter(self._snapshots, every_ms, context.executor, context.metrics)
 
     async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
@@ -125,7 +123,7 @@ class ServeStep:
             else:
                 self._stage.fold_feedback(batch)
             self._offsets[tp] = batch[-1].offset + 1
-        self._maybe_snapshot(outputs)
+        self._writer.take(self._at(), self._stage.snapshot, outputs)  # 5
 
     def _done(self, folded: Folded) -> None:
         """A batch is committed."""
@@ -168,34 +166,10 @@ class ServeStep:
         if self._last:
             metrics.count("predictions_total", len(folded.rows))
 
-    def _maybe_snapshot(self, outputs: Outputs) -> None:
-        due = self._snapshot_ms + self._context.task.serving.snapshot_every_ms
-        if now_ms() < due or (self._saving is not None and not self._saving.done()):
-            return
-        self._snapshot_ms = now_ms()
-        offsets, arrays = [self._offsets[tp] for tp in self._sources], self._stage.snapshot()
-        outputs.after.append(partial(self._store, offsets, arrays))  # 5
-
-    def _store(self, offsets: list[int], arrays: dict[str, Any]) -> None:
-        """What the state was like with the batch that is committed now goes to the disk."""
-        loop = asyncio.get_running_loop()
-        self._saving = loop.run_in_executor(self._context.executor, self._save, offsets, arrays)
-
-    def _save(self, offsets: list[int], arrays: dict[str, Any]) -> None:
-        try:
-            self._snapshots.put(offsets, arrays)
-            self._context.metrics.count("snapshots_total")
-        except OSError as error:
-            # A full disk must not stop the stream: the log still has everything, only recovery takes longer.
-            log.error(
-                "cannot store a snapshot of %s: %s; free some space in %s",
-                self._main,
-                error,
-                self._context.blobs.url,
-            )
-            self._context.metrics.count("snapshots_failed_total")
-
     def close(self, *, final: bool) -> None:
         """See Step."""
         if final and self._offsets:
-            self._save([self._offsets[tp] for tp in self._sources], self._stage.snapshot())
+            self._writer.save(self._at(), self._stage.snapshot())
+
+    def _at(self) -> list[int]:
+        return [self._offsets[tp] for tp in self._sources]

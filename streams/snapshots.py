@@ -4,10 +4,13 @@ A snapshot's name holds the input offsets that it includes, so the newest usable
 checksummed; a half-written or damaged one is skipped and the one before it is used.
 """
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,15 @@ from numpy.typing import NDArray
 
 from featurestore.state import CorruptSnapshot, load_state, save_state
 from infra.blobs import BlobMissing, Blobs
+from infra.clock import now_ms
+from infra.metrics import Metrics
+from streams.transaction import Outputs
+
+Arrays = Mapping[str, NDArray[Any]]
 
 log = logging.getLogger(__name__)
 _KEEP = 3
+_MOST_SHARE = 20  # a snapshot is copied in the loop that works: that may take the twentieth part of the time
 _FINGERPRINT = "fingerprint"
 _NAME = re.compile(r"\d{20}(?:-\d{20})*\.state")
 
@@ -78,3 +87,47 @@ class Snapshots:
             if _NAME.fullmatch(name):
                 found.append(([int(part) for part in name.removesuffix(".state").split("-")], path))
         return sorted(found)
+
+
+class SnapshotWriter:
+    """Stores the snapshots of one partition every `every_ms`, behind its commits, without stopping the stream."""
+
+    def __init__(self, snapshots: Snapshots, every_ms: int, executor: Executor, metrics: Metrics) -> None:
+        self._snapshots, self._every_ms, self._executor, self._metrics = (
+            snapshots,
+            every_ms,
+            executor,
+            metrics,
+        )
+        self._due_ms = now_ms() + every_ms
+        self._saving: asyncio.Future[None] | None = None
+
+    def take(self, offsets: Sequence[int], copy: Callable[[], Arrays], outputs: Outputs) -> None:
+        """If it is time for one: copy the state, which includes everything below `offsets`, to store it once `outputs`
+        are committed.
+        """
+        began = now_ms()
+        if began < self._due_ms or (self._saving is not None and not self._saving.done()):
+            return
+        arrays, ended = copy(), now_ms()
+        self._due_ms = ended + max(self._every_ms, _MOST_SHARE * (ended - began))
+        outputs.after.append(partial(self._begin, list(offsets), arrays))
+
+    def _begin(self, offsets: Sequence[int], arrays: Arrays) -> None:
+        self._saving = asyncio.get_running_loop().run_in_executor(self._executor, self.save, offsets, arrays)
+
+    def save(self, offsets: Sequence[int], arrays: Arrays) -> None:
+        """Store a snapshot now. A full disk must not stop the stream: the log still has everything, only recovery
+        takes longer. It is logged and counted.
+        """
+        try:
+            self._snapshots.put(offsets, arrays)
+            self._metrics.count("snapshots_total")
+        except OSError as error:
+            log.error(
+                "cannot store a snapshot of %s: %s; free some space in %s",
+                self._snapshots.prefix,
+                error,
+                self._snapshots.blobs.url,
+            )
+            self._metrics.count("snapshots_failed_total")

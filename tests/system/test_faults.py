@@ -124,7 +124,7 @@ def test_a_full_disk_stops_the_snapshots_and_nothing_else(broker: Any, tmp_path:
         stream.send(200, rate=400)
         faults.check_as_if_nothing_had_happened(stream)
         assert worker.stop(signal.SIGTERM) == 0
-        said = re.findall(r"ERROR streams.serve: (cannot store a snapshot of .*)", worker.output)
+        said = re.findall(r"ERROR streams.snapshots: (cannot store a snapshot of .*)", worker.output)
         assert all("No space left on device; free some space in file://" in line for line in said)
         assert not prefix or "cannot register the features with Feast, trying again" in worker.output
         assert "Traceback" not in worker.output

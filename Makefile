@@ -16,7 +16,7 @@ demo: .venv/ready ## watch a model learn from a live stream, meet drift and be r
 	@$(BIN)/driftline demo $(ARGS)
 
 test: .venv/ready ## run every test; what needs a server that is not installed is skipped with the reason
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/ready ## check format, style and types
 	@$(BIN)/ruff format --check --quiet . || { echo "Some files are not formatted. fix: make format"; exit 1; }

@@ -11,7 +11,7 @@ from kafka import TopicPartition
 
 from infra.errors import UserError
 from infra.kafka import make_consumer
-from streams.live import META
+from streams.topics import META
 
 if TYPE_CHECKING:
     from benchmarks._broker import Worker

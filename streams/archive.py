@@ -20,11 +20,10 @@ from faust.types import TP
 
 from infra.clickhouse import Archive
 from infra.clock import now_ms
-from streams.live import META
 from streams.membership import Membership
 from streams.predictions import score_of
 from streams.task import Task
-from streams.topics import Topics
+from streams.topics import META, Topics
 from streams.transaction import Outputs, committed_offsets
 from streams.wire import EXAMPLES, KIND, decode_examples, decode_labelled
 

@@ -25,10 +25,9 @@ from streams.canary import Answer, Canary
 from streams.fleet import ReportWriter
 from streams.heads import Heads
 from streams.task import Task
-from streams.topics import MAX_RECORD_BYTES, Topics
+from streams.topics import MAX_RECORD_BYTES, META, Topics
 
 log = logging.getLogger(__name__)
-META = "meta"
 REPORT_EVERY_S = 1.0
 _RELOAD_PAUSE_MS = 1000
 

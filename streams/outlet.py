@@ -8,7 +8,7 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from infra.kafka import end_offsets, make_consumer, make_producer
-from streams.live import META
+from streams.topics import META
 
 Meta = dict[str, Any]
 Places = Mapping[str, Mapping[int, int]]  # topic, partition: offset of the next record

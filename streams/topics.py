@@ -7,6 +7,9 @@ from streams.task import Task
 MAX_RECORD_BYTES = 16 << 20
 """Largest record of any topic, in bytes: a 10 MB event must reach us to be refused with a reason."""
 
+META = "meta"
+"""Header of a record of the model updates: what the model in its value is, as JSON."""
+
 _HOUR_MS = 3_600_000
 
 

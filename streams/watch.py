@@ -9,9 +9,8 @@ from kafka import TopicPartition
 
 from infra.kafka import make_consumer, partitions
 from infra.settings import Settings
-from streams.live import META
 from streams.task import Task
-from streams.topics import Topics
+from streams.topics import META, Topics
 
 _RATE_OVER_S = 5.0
 _CAUGHT_UP_S = 0.5  # silence of the topics after which nothing old is left in them

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from infra.embedded import EmbeddedKafka
 from infra.ports import free_port, is_listening
@@ -42,6 +44,22 @@ class Server:
     """A server that listens on `address`, "host:port"."""
 
     address: str
+
+
+class _Lanes(LoadFileScheduling):  # type: ignore[misc]  # xdist says no types
+    """Of several processes one has all system tests, one after the other; the unit tests go to the others by file.
+
+    System tests wait much and start whole clusters: two of them at a time would disturb each other.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "system" if nodeid.startswith("tests/system/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Lanes:
+    """How `pytest -n` deals the tests out: in the order in which they are found, so the system tests begin at once."""
+    config.option.loadscopereorder = False
+    return _Lanes(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,8 +102,8 @@ class Stream:
         """One more serve worker; all share the blobs and the secret, as they would in a cluster."""
         folder = self.settings.data.parent / name
         folder.mkdir()
-        command = ("serve", "--task", str(self.task.path), "--kafka", self.settings.kafka)
-        run = stack.enter_context(runs.running(folder / "data", *command, **self._shared()))
+        worker = runs.serving(folder / "data", self.task, self.settings.kafka, **self._shared())
+        run = stack.enter_context(worker)
         self._runs.append(run)
         return run
 
@@ -121,6 +121,7 @@ class Stream:
             *prefix, sys.executable, str(_WORKER), str(folder / "faults"),
             "serve", "--task", str(self.task.path), "--kafka", self.settings.kafka,
         ]  # fmt: skip
+        runs.register(folder / "data", self.task, **self._shared())
         run = stack.enter_context(runs.running_command(folder / "data", command, **self._shared()))
         self._runs.append(run)
         return run

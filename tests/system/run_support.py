@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 import psutil
 
+from featurestore.repository import FeatureWriter
 from infra.kafka import Record, committed_offsets, end_offsets, group_ready, read_all
+from infra.settings import Settings
 from streams.task import Task, load_task
 from streams.topics import Topics
 
@@ -156,6 +158,21 @@ def running(data: Path, *arguments: str, **more: str) -> Iterator[Run]:
 def running_command(data: Path, command: Sequence[str], **more: str) -> Iterator[Run]:
     """Any other command, like `running`."""
     yield from _run(Run(data, command, environment(data, **more)))
+
+
+def serving(data: Path, task: Task, kafka: str, **more: str) -> AbstractContextManager[Run]:
+    """A serve worker on a data folder, like `running`."""
+    register(data, task, **more)
+    return running(data, "serve", "--task", str(task.path), "--kafka", kafka, **more)
+
+
+def register(data: Path, task: Task, **more: str) -> None:
+    """Register the features of a serve worker to come with Feast, as `driftline up` does beside the broker's start.
+
+    A worker does it itself where nobody did, but the import of Feast takes it seven seconds of processor time.
+    """
+    settings = Settings.from_env(environment(data, **more))
+    FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive).apply()
 
 
 def _run(run: Run) -> Iterator[Run]:

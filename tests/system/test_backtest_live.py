@@ -37,13 +37,12 @@ from streams.backtest_stream import Path as Way
 from streams.backtest_stream import cut
 from streams.feed import Item, feed
 from streams.heads import Heads
-from streams.live import META
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.rows import ROW_ARRAYS, Labelled, Rows
 from streams.simulate import Simulation, simulate
 from streams.task import Task, load_task
-from streams.topics import Topics
+from streams.topics import META, Topics
 from tests.system import run_support as runs
 
 EVENTS, UNTRAINED = 1_200, 400
@@ -76,11 +75,12 @@ class Live:
     def start(self, stack: ExitStack, role: str) -> runs.Run:
         """One worker; all share the blobs and the secret."""
         (self.folder / role).mkdir()
+        data = self.folder / role / "data"
         command = (role, "--task", str(self.task.path), "--kafka", self.settings.kafka)
         shared = {"DRIFTLINE_BLOBS": self.settings.blobs, "DRIFTLINE_SECRET": str(self.settings.secret)}
-        self.workers.append(
-            stack.enter_context(runs.running(self.folder / role / "data", *command, **shared))
-        )
+        if role == "serve":
+            runs.register(data, self.task, **shared)
+        self.workers.append(stack.enter_context(runs.running(data, *command, **shared)))
         return self.workers[-1]
 
     def send(self, items: list[Item], rate: float | None = None) -> None:

@@ -46,16 +46,18 @@ def test_two_workers_agree_on_a_canary_until_it_serves_all(broker: Any, tmp_path
     }
     publish(outlet, heads, arms["L1"])
     publish(outlet, heads, arms["L2"], SHARE)
-    command = ("serve", "--task", str(task.path), "--kafka", broker.address)
     env = {"DRIFTLINE_PARTITIONS": "2", "DRIFTLINE_BLOBS": settings.blobs}
     env["DRIFTLINE_SECRET"] = str(tmp_path / "secret.key")
     load_secret(tmp_path / "secret.key")
     with ExitStack() as stack:
-        first, second = (stack.enter_context(runs.running(tmp_path / n, *command, **env)) for n in ("a", "b"))
+        first, second = (
+            stack.enter_context(runs.serving(tmp_path / name, task, broker.address, **env))
+            for name in ("a", "b")
+        )
         runs.await_serving(first, task, broker.address)
         served = send(task, broker.address, "one")
         first.process.kill()
-        third = stack.enter_context(runs.running(tmp_path / "c", *command, **env))
+        third = stack.enter_context(runs.serving(tmp_path / "c", task, broker.address, **env))
         served = send(task, broker.address, "two")
         publish(outlet, heads, arms["L2"])
         heads.drop_canary()

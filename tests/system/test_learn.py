@@ -17,11 +17,10 @@ from learners.arena import Arena
 from learners.registry import Registry
 from learners.slot import Slot, encode_full
 from streams.heads import Heads
-from streams.live import META
 from streams.prepare import prepare
 from streams.rows import Labelled, Rows
 from streams.task import Task
-from streams.topics import Topics
+from streams.topics import META, Topics
 from streams.wire import encode_labelled
 from tests.system import run_support as runs
 

@@ -39,10 +39,9 @@ def features(broker: Any, folder: Path, secret: Path, partitions: int, workers: 
     )  # all is there before anybody reads: partitions run far apart
     more = {"DRIFTLINE_PARTITIONS": str(partitions), "DRIFTLINE_SECRET": str(secret)}
     more["DRIFTLINE_BLOBS"] = settings.blobs
-    command = ("serve", "--task", str(task.path), "--kafka", broker.address)
     with ExitStack() as stack:
         for number in range(workers):
-            stack.enter_context(runs.running(folder / f"worker-{number}", *command, **more))
+            stack.enter_context(runs.serving(folder / f"worker-{number}", task, broker.address, **more))
         ids = {str(item.value["event_id"]) for item in items if isinstance(item.value, dict)}
         runs.await_predictions(broker.address, task, ids)
     found: dict[str, bytes] = {}

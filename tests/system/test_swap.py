@@ -14,10 +14,9 @@ from learners.registry import Registry
 from learners.slot import encode_full
 from learners.trainer import Trainer
 from streams.heads import Heads
-from streams.live import META
 from streams.prepare import prepare
 from streams.task import Task, load_task
-from streams.topics import Topics
+from streams.topics import META, Topics
 from streams.wire import encode_labelled
 from tests import learner_log as logs
 from tests.system import run_support as runs
@@ -52,7 +51,7 @@ def test_a_model_is_rolled_back_by_hand_and_everyone_comes_back_with_it(broker: 
         for _ in range(20):
             producer.send(topics.labelled, encode_labelled(next(batches)), partition=0)
         producer.flush()
-        worker = stack.enter_context(runs.running(tmp_path / "worker", "serve", *where, **env))
+        worker = stack.enter_context(runs.serving(tmp_path / "worker", task, broker.address, **env))
         runs.until(lambda: serves(broker.address, task, "L1"), "a worker that serves L1")
 
         said = runs.driftline(data, "models", "promote", "L7", *where)
@@ -88,7 +87,7 @@ def test_a_model_is_rolled_back_by_hand_and_everyone_comes_back_with_it(broker: 
         learner.process.kill()
     with (
         runs.running(data, "learn", *where, **env),
-        runs.running(tmp_path / "worker", "serve", *where, **env),
+        runs.serving(tmp_path / "worker", task, broker.address, **env),
     ):
         before = len(runs.values(broker.address, topics.workers))
         runs.until(lambda: len(runs.values(broker.address, topics.workers)) > before + 2, "new reports")
@@ -113,7 +112,7 @@ def test_a_recommended_challenger_is_promoted_by_a_person(broker: Any, tmp_path:
     with ExitStack() as stack:
         producer = stack.enter_context(make_producer(broker.address))
         stack.enter_context(runs.running(tmp_path, "learn", *where, **env))
-        stack.enter_context(runs.running(tmp_path / "worker", "serve", *where, **env))
+        stack.enter_context(runs.serving(tmp_path / "worker", task, broker.address, **env))
         rows = logs.labelled(task, 5_000)
         for start in range(0, len(rows), 64):
             part = rows.take(np.arange(start, min(start + 64, len(rows))))

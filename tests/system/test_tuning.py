@@ -8,10 +8,9 @@ import numpy as np
 
 from infra.kafka import make_producer, read_all
 from infra.settings import Settings
-from streams.live import META
 from streams.prepare import prepare
 from streams.task import load_task
-from streams.topics import Topics
+from streams.topics import META, Topics
 from streams.wire import encode_labelled
 from tests import learner_log as logs
 from tests.system import run_support as runs

@@ -41,7 +41,7 @@ def delayed(stream: Simulation, chosen: Callable[[int], bool]) -> list[Item]:
 
 
 def ran(stream: Simulation, items: Iterator[Item] | list[Item], task: Task, *policies: str) -> Backtest:
-    settings = make_settings(task, stream, options(*policies, warmup=0.0, within="1m"))
+    settings = make_settings(task, stream, options(*policies, warmup=0.0, within="5m"))
     backtest = Backtest(task, HIDDEN, policies, stream.events, settings)
     backtest.run(iter(items))
     return backtest

@@ -15,7 +15,8 @@ from learners.slot import encode_full, encode_refresh
 from learners.trainer import Trainer
 from streams.canary import Answer
 from streams.heads import Head, Heads
-from streams.live import META, LiveModel
+from streams.live import LiveModel
+from streams.topics import META
 from tests import learner_log as logs
 
 TASK = logs.small_task()

@@ -193,7 +193,7 @@ class NoModel:
 def warm_up(task: str) -> None:
     """Import and compile what every life would import and compile. No thread may come of it: lives are forked."""
     for name in (
-        "torch", "feast", "featurestore.repository", "streams.cli", "streams.live", "streams.online", "streams.worker"
+        "torch", "featurestore.repository", "streams.cli", "streams.live", "streams.online", "streams.worker"
     ):  # fmt: skip
         importlib.import_module(name)
     serve: Any = importlib.import_module("streams.serve")

@@ -265,6 +265,7 @@ class ModelConfig:
     batch_size: int = 256
     smallest_batch: int = 0  # above 0: steps start this small and grow to batch_size
     shards: int = 1  # of a step, whose gradients are added: as many ranks can share it
+    spread_table: bool = False  # each rank has a part of the table, and of the optimiser's memory of it
     precision: str = "float32"  # of what a step computes; weights and scores are always float32
     replay: int = 0  # how many rows are learned again for each new one ...
     replay_rows: int = 200_000  # ... of so many that are kept ...
@@ -374,6 +375,9 @@ def _check_together(config: ModelConfig) -> None:
         if getattr(config, name) and config.optimiser == "ftrl":
             fix = "leave one of them out: ftrl makes every weight anew of the sums that it remembers"
             raise UserError(f"model {name} does not go with ftrl", fix)
+    if config.ewc and config.spread_table:
+        fix = "leave one of them out: what ewc holds on to is a whole table more"
+        raise UserError("model ewc does not go with spread_table", fix)
     if config.ewc and config.renew:
         raise UserError(
             "model ewc and renew do not go together", "leave one out: ewc holds what renew makes new"

@@ -11,8 +11,16 @@ from typing import Any
 from learners.admission import scoring_ms
 from learners.batch import Schema
 from learners.challenger import Challenger
+from learners.models import EventModel, build_model
 from learners.rollback import GOLDEN_ROWS
 from learners.trainer import Trainer
+
+
+def as_served(trainer: Trainer) -> EventModel:
+    """A model that costs a worker what this one does: one that is spread over ranks has its table whole there."""
+    if not trainer.config.spread_table:
+        return trainer.model
+    return build_model(trainer.schema, trainer.config, trainer.seed, trainer.device)
 
 
 class Costs:
@@ -32,7 +40,7 @@ class Costs:
         """Lineage, reason and evidence of those that take too long, each once."""
         for challenger in [each for each in challengers if each.lineage not in self._timed]:
             self._timed.add(challenger.lineage)
-            models = challenger.trainer.model, champion.model
+            models = as_served(challenger.trainer), as_served(champion)
             own, its = scoring_ms(self._schema, self._clock, *models)
             if own > self._limit * its:
                 longer = f"{own:.2f} ms for {GOLDEN_ROWS} rows against {its:.2f} ms of {champion.lineage}"

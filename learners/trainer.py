@@ -17,7 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from learners import weights
-from learners.batch import Batch, ModelConfig, Schema
+from learners.batch import GRADIENT_FAMILIES, Batch, ModelConfig, Schema
 from learners.consolidation import Consolidation
 from learners.lesson import GradientLesson, Learned, lesson_of
 from learners.models import Counter, build_model
@@ -44,8 +44,8 @@ class Trainer:
 
     Counters: `examples` and `steps` learned from, `dropped` steps that were rejected because something in them
     was not finite. `refresh` numbers what was published; `version` is "lineage.refresh" and names the last
-    published weights, not the steps since. With `spread_table` each rank has a part of the table (`learners.spread`),
-    and every method is called by all ranks together.
+    published weights, not the steps since. With `config.spread_table` each rank has a part of the table
+    (`learners.spread`), and every method is called by all ranks together.
     """
 
     def __init__(
@@ -55,17 +55,12 @@ class Trainer:
         seed: int,
         lineage: str,
         device: str = "auto",
-        *,
-        spread_table: bool = False,
     ) -> None:
         self.schema, self.config, self.seed, self.lineage = schema, config, seed, lineage
-        self._device, self._spread = device, spread_table
-        self.model = build_model(schema, config, seed, None if spread_table else pick_device(device))
-        if spread_table:
-            if isinstance(self.model, Counter) or config.ewc:
-                raise ValueError(
-                    f"a table of {config.family} (ewc {config.ewc:g}) cannot be spread over ranks"
-                )
+        self._device = device
+        self._spread = config.spread_table and config.family in GRADIENT_FAMILIES
+        self.model = build_model(schema, config, seed, None if self._spread else pick_device(device))
+        if self._spread:
             self.model.table = spread(self.model.table)
             self.model.to(pick_device(device))
         self.device = self.model.table.device  # a family that counts is on the CPU, whatever was asked for
@@ -245,7 +240,7 @@ class Trainer:
         statistics of the inputs are.
         """
         config, seed = config or self.config, self.seed if seed is None else seed
-        child = Trainer(self.schema, config, seed, lineage, self._device, spread_table=self._spread)
+        child = Trainer(self.schema, config, seed, lineage, self._device)
         mine, its = weights.dense(self.model), weights.dense(child.model)
         alike = config.family == self.config.family
         fits = child.model.table.shape == self.model.table.shape and config.table == self.config.table
@@ -305,9 +300,7 @@ class Trainer:
                 "the state belongs to another schema: the task's features changed since it was saved"
             )
         config = ModelConfig.from_dict(record["config"])
-        loaded = Trainer(
-            self.schema, config, record["seed"], record["lineage"], self._device, spread_table=self._spread
-        )
+        loaded = Trainer(self.schema, config, record["seed"], record["lineage"], self._device)
         loaded._restore(tensors_from_bytes(state[STATE_TENSORS]))
         for name in ("examples", "steps", "dropped", "refresh", "chain", "unsent"):
             setattr(loaded, name, record[name])

@@ -11,9 +11,11 @@ from typing import Any
 from infra.clock import now_ms
 from learners.entries import Position, Version
 from learners.ledger import Ledger
+from learners.parallel import ranks
 from learners.registry import Live, Registry
 from learners.slot import encode_full, encode_refresh
 from learners.trainer import Trainer
+from streams.crew import Publish
 from streams.heads import Head, Heads
 from streams.outlet import Meta, Outlet
 
@@ -29,18 +31,24 @@ class Place:
     positions: dict[int, Position]
 
 
-def made_again(
-    arm: Trainer, version: Version, event_ms: int, created_ms: int, key: bytes = b"", canary: float = 0.0
+def update_of(
+    arm: Trainer,
+    whole: bool,
+    above: int | None = None,
+    *,
+    event_ms: int = 0,
+    created_ms: int = 0,
+    key: bytes = b"",
+    canary: float = 0.0,
 ) -> tuple[Meta, bytes]:
-    """The update of a ledger's entry, from the trainer that the steps before it led to: advances its version.
+    """The next update of a trainer, numbered above `above` if that is given: advances its version.
 
-    `canary` is the share that it serves, where it is not the champion.
-
-    It is what was published if its chain and SHA-256 are those of the entry.
+    `canary` is the share that it serves, where it is not the champion. One that the ledger has, made again, is what was
+    published if its chain and SHA-256 are those of the entry.
     """
-    if version.above is not None:
-        arm.advance(version.above)
-    encode = encode_full if version.whole else encode_refresh
+    if above is not None:
+        arm.advance(above)
+    encode = encode_full if whole else encode_refresh
     return encode(arm, event_ms=event_ms, created_ms=created_ms, key=key, canary=canary)
 
 
@@ -80,16 +88,13 @@ class Publisher:
             self._note(offset, meta)
 
     def refresh(self, arm: Trainer, place: Place, canary: float = 0.0) -> None:
-        """Send the rows and layers that changed; `canary` as in `made_again`."""
-        times = {"event_ms": place.event_ms, "created_ms": now_ms()}
-        self._publish(*encode_refresh(arm, **times, key=self._key, canary=canary), place)
+        """Send the rows and layers that changed; `canary` as in `update_of`."""
+        self._publish(*self._update(arm, False, place.event_ms, canary=canary), place)
 
     def let_serve(self, canary: Trainer, place: Place, why: str, share: float) -> None:
         """Send a canary whole: from now on it serves a share of the entities, until a champion is sent whole."""
         above = self.numbers.get(canary.lineage, 0)
-        canary.advance(above)
-        times = {"event_ms": place.event_ms, "created_ms": now_ms()}
-        meta, payload = encode_full(canary, **times, key=self._key, canary=share)
+        meta, payload = self._update(canary, True, place.event_ms, above, share)
         self._publish(meta, payload, place, above, why)
         self.canary = canary.lineage
         self.heads.put_canary(Head(meta, payload, self.offset + 1))
@@ -100,8 +105,7 @@ class Publisher:
         Where this is a swap, the model that goes and the one that comes are kept, to roll back to.
         """
         above = self.numbers.get(champion.lineage, 0)
-        champion.advance(above)
-        meta, payload = encode_full(champion, event_ms=place.event_ms, created_ms=now_ms(), key=self._key)
+        meta, payload = self._update(champion, True, place.event_ms, above)
         self._publish(meta, payload, place, above, why)
         live, former, newest = self._registry.live(), self.heads.get(), Head(meta, payload, self.offset + 1)
         path = self.heads.put(newest)
@@ -117,7 +121,7 @@ class Publisher:
 
     def again(self, arm: Trainer, version: Version, canary: float = 0.0) -> bool:
         """Make a version of the ledger once more, and send it if it never was; whether it is the same to the bit."""
-        meta, payload = made_again(arm, version, version.event_ms, now_ms(), self._key, canary)
+        meta, payload = self._update(arm, version.whole, version.event_ms, version.above, canary)
         if version.whole:
             self.canary = version.lineage if canary else ""
         if meta["chain"] not in self._heard:
@@ -133,8 +137,16 @@ class Publisher:
 
     def keep_head(self, arm: Trainer, event_ms: int, canary: float = 0.0) -> None:
         """Store what was last sent as a whole model, for workers that start. OSError when the store refuses."""
-        meta, payload = encode_full(arm, event_ms=event_ms, created_ms=now_ms(), key=self._key, canary=canary)
+        meta, payload = self._update(arm, True, event_ms, canary=canary)
         (self.heads.put_canary if canary else self.heads.put)(Head(meta, payload, self.offset + 1))
+
+    def _update(
+        self, arm: Trainer, whole: bool, event_ms: int, above: int | None = None, canary: float = 0.0
+    ) -> tuple[Meta, bytes]:
+        """`update_of`, by all ranks."""
+        ranks().tell(Publish(arm.lineage, whole, above))
+        times = {"event_ms": event_ms, "created_ms": now_ms()}
+        return update_of(arm, whole, above, **times, key=self._key, canary=canary)
 
     def _publish(
         self, meta: Meta, payload: bytes, place: Place, above: int | None = None, why: str = ""

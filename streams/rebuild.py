@@ -19,7 +19,7 @@ from learners.recipe import Recipe
 from streams.heads import Heads
 from streams.kept import Kept, positions_of, replayable
 from streams.labelled import LabelledLog, LabelledReader
-from streams.publishing import made_again
+from streams.publishing import update_of
 from streams.task import Task
 from streams.training import steer
 
@@ -119,7 +119,7 @@ def _repeat(
             case Warned():
                 arena.warned(each.alert)
             case Version():
-                meta, _ = made_again(arena.arm(each.lineage), each, each.event_ms, 0)
+                meta, _ = update_of(arena.arm(each.lineage), each.whole, each.above)
                 if (meta["version"], meta["chain"], meta["sha256"]) != (
                     each.version,
                     each.chain,

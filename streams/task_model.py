@@ -31,6 +31,7 @@ USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "warmup_steps": _GRADIENTS,
     "smallest_batch": _GRADIENTS,
     "shards": _GRADIENTS,
+    "spread_table": _GRADIENTS,
     "precision": _GRADIENTS,
     "replay": _GRADIENTS,
     "replay_rows": _GRADIENTS,
@@ -61,6 +62,11 @@ def check_used(table: Table, config: ModelConfig) -> None:
             table.fail(
                 key, f"{table.name(key)} has no effect without replay", "add replay = 1, or remove this line"
             )
+    if "spread_table" in table.data and config.spread_table and config.shards == 1:
+        said = f"{table.name('spread_table')} has no effect with shards = 1, which is for one rank"
+        table.fail(
+            "spread_table", said, "write shards = 2, or as many as there are ranks, or remove this line"
+        )
     if config.smallest_batch > config.batch_size:
         said = (
             f"{table.name('smallest_batch')} {config.smallest_batch} is above batch_size {config.batch_size}"

@@ -19,7 +19,7 @@ from learners.registry import Lineage, Quarantine, Registry
 from learners.slot import trainer_of
 from learners.trainer import Trainer
 from streams.announce import Announcer
-from streams.crew import Learn, Use
+from streams.crew import Learn, Save, Use
 from streams.heads import Heads
 from streams.kept import positions_of
 from streams.publishing import Place, Publisher
@@ -81,6 +81,7 @@ class Training:
 
     def state(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Everything: files, and a record ready for JSON."""
+        ranks().tell(Save())
         files, arena = self.arena.state()
         return files, {
             "arena": arena,
@@ -167,6 +168,7 @@ class Training:
 
     def warned(self, alert: Alert) -> None:
         """Inputs or scores of served events moved."""
+        ranks().tell(alert)
         if (told := self.arena.warned(alert)) is not None:
             self._announcer.tell(told)
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save as tensors_to_bytes
 
 from learners.batch import ModelConfig
 from learners.parallel import Apart, joined, ranks
 from learners.trainer import Trainer
+from streams.outlet import ListOutlet
+from tests import rank_learner
 from tests.learner_rows import RICH, SCHEMA, contents, rows, trainer_of
 
 STEPS, SIZE = 12, 96
@@ -54,11 +57,16 @@ def everything() -> dict[str, tuple[dict[str, bytes], list[bytes]]]:
     return {name: learned(trainer) for name, trainer in trainers()}
 
 
+def spread_config(settings: dict[str, Any]) -> ModelConfig:
+    """Settings of a model whose table is spread."""
+    return ModelConfig.from_dict(SMALL | settings | {"spread_table": True})
+
+
 def spread_out() -> dict[str, list[dict[str, bytes]]]:
     """States of models whose table is spread over the ranks, after steps, of a copy, and after they were loaded."""
     found = {}
     for name, settings in SPREAD.items():
-        trainer = Trainer(SCHEMA, ModelConfig.from_dict(SMALL | settings), 7, "L1", "cpu", spread_table=True)
+        trainer = Trainer(SCHEMA, spread_config(settings), 7, "L1", "cpu")
         here = len(getattr(trainer.model.table, "part"))  # noqa: B009
         assert here == -(-(len(trainer.model.table) - ranks().rank) // ranks().count)
         found[name] = states(trainer)
@@ -93,6 +101,8 @@ def drift_apart() -> str:
 
 def main(folder: Path) -> None:
     """Write `RANK.pickle`."""
+    torch.set_num_threads(1)
+    first = rank_learner.alone(folder) if dist.get_node_local_rank() == 0 else ListOutlet()
     with joined() as all_ranks:
         all_ranks.tell({"told": 7}) if all_ranks.rank == 0 else None
         heard = {"told": 7} if all_ranks.rank == 0 else all_ranks.hear()
@@ -102,6 +112,7 @@ def main(folder: Path) -> None:
             "learned": everything(),
             "apart": drift_apart(),
             "spread": spread_out(),
+            "learner": rank_learner.together(folder, first),
         }
         (folder / f"{all_ranks.rank}.pickle").write_bytes(pickle.dumps(found))
 

@@ -1,6 +1,7 @@
 """Steps in shards: the same bits with one rank and with two, and nearly those of a step that is whole."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
+from infra.settings import Settings
+from learners import checkpoint
 from learners.batch import GRADIENT_FAMILIES, ModelConfig
+from learners.costs import as_served
 from learners.parallel import Ranks, cuts, joined, ranks
-from learners.trainer import Trainer
+from learners.slot import Slot
+from learners.trainer import STATE_TENSORS, Trainer
 from streams.crew import check_ranks
+from streams.kept import Kept
+from streams.outlet import ListOutlet
 from streams.task import load_task
-from tests import rank_worker
+from tests import learner_log as logs
+from tests import rank_learner, rank_worker
 from tests.learner_rows import RICH, SCHEMA, contents, log_loss, rows, trainer_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +51,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         [*command, "tests.rank_worker", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    found = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    return [each | {"folder": folder} for each in found]
 
 
 def test_two_ranks_learn_what_one_learns(two: list[dict[str, Any]]) -> None:
@@ -61,22 +70,58 @@ def test_two_ranks_learn_what_one_learns(two: list[dict[str, Any]]) -> None:
 
 def test_a_table_that_is_spread_over_ranks_is_the_whole_one(two: list[dict[str, Any]]) -> None:
     for name, settings in rank_worker.SPREAD.items():
-        config = ModelConfig.from_dict(rank_worker.SMALL | settings)
-        assert config.shards > 1 or name == "alone"
-        # Not compiled: that is another arithmetic.
-        whole = Trainer(SCHEMA, config, 7, "L1", "cpu", spread_table=True)
-        plain = Trainer(SCHEMA, config, 7, "L1", "cpu")
-        wanted = rank_worker.states(plain if config.shards > 1 else whole)
+        config = rank_worker.spread_config(settings)
+        wanted = rank_worker.states(Trainer(SCHEMA, config, 7, "L1", "cpu"))
         for found in two:
             assert found["spread"][name] == wanted, name
+        if config.shards > 1:  # else steps of a whole table are compiled: that is another arithmetic
+            plain = rank_worker.states(Trainer(SCHEMA, replace(config, spread_table=False), 7, "L1", "cpu"))
+            weights = [[each.get(key) for key in (STATE_TENSORS, "refresh", "scores")] for each in wanted]
+            assert weights == [
+                [each.get(key) for key in (STATE_TENSORS, "refresh", "scores")] for each in plain
+            ]
+
+
+def test_a_learner_with_spread_tables_goes_on_from_its_ledger_with_one_rank_two_and_one(
+    two: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = two[0]["folder"]
+    first, second = (found["learner"] for found in two)
+    assert first["digest"] == second["digest"]
+    assert min(first["elsewhere"]) > 0  # rows of every table that rank 0 does not have
+    assert (first["version"], first["chain"]) == (second["version"], second["chain"])
+    assert not first["version"].startswith("L1.")  # a challenger won
+
+    task = rank_learner.task()
+    slot = Slot(task.schema, task.model, task.seed, "cpu")  # a serving worker
+    for meta, payload in first["updates"]:
+        slot.apply(meta, payload)
+    assert (slot.version, slot.chain) == (first["version"], first["chain"])
+
+    torch.set_num_threads(1)
+    again = tmp_path_factory.mktemp("again")
+    shutil.copytree(folder / "data", again, dirs_exist_ok=True)
+    kept = Kept.of(Settings(kafka="none:1", data=again, partitions=2), task.name)
+    for blob in kept.store.list(f"{kept.checkpoints}/"):
+        kept.store.delete(blob)
+    assert checkpoint.load_newest(kept.store, kept.checkpoints).checkpoint is None
+    # One rank repeats all of it from the ledger, versions too; it says so where one is not the same.
+    repeated = rank_learner.lived(again, rank_learner.SECOND, ListOutlet())
+    assert logs.digest(repeated.training.arena) == first["digest"]
+    assert "is not what it was" not in caplog.text
+    # And one rank goes on from the checkpoint that two left.
+    went_on = rank_learner.lived(folder / "data", rank_learner.ROWS, ListOutlet())
+    assert went_on.training.arena.examples == rank_learner.ROWS
+    assert not any(said in caplog.text for said in ("skipped", "begins", "cannot be repeated"))
 
 
 def test_nothing_else_is_done_with_a_spread_table() -> None:
-    table = Trainer(SCHEMA, ModelConfig(rows=32), 7, "L1", "cpu", spread_table=True).model.table
+    trainer = Trainer(SCHEMA, ModelConfig(rows=32, spread_table=True), 7, "L1", "cpu")
     with pytest.raises(TypeError, match="does not work on a table that is spread"):
-        table.sum()
-    with pytest.raises(ValueError, match=r"naive_bayes .* cannot be spread"):
-        Trainer(SCHEMA, ModelConfig(family="naive_bayes"), 7, "L1", "cpu", spread_table=True)
+        trainer.model.table.sum()
+    assert type(as_served(trainer).table) is torch.Tensor  # what is timed, by one rank
+    counting = Trainer(SCHEMA, ModelConfig(family="naive_bayes", spread_table=True), 7, "L1", "cpu")
+    assert type(counting.model.table) is torch.Tensor
 
 
 def test_ranks_that_hold_different_weights_notice(two: list[dict[str, Any]]) -> None:

@@ -59,8 +59,8 @@ def complaint(old: str, new: str) -> str:
             44,
             "unknown key model.colour",
             "keys here are family, embedding, rows, table, admit_after, expire_after, hidden, activation, tower, "
-            "recent_labels, optimiser, learning_rate, batch_size, smallest_batch, shards, precision, "
-            "replay, replay_rows, replay_keep, ewc, renew, weight_decay, clip_norm, momentum, "
+            "recent_labels, optimiser, learning_rate, batch_size, smallest_batch, shards, "
+            "spread_table, precision, replay, replay_rows, replay_keep, ewc, renew, weight_decay, clip_norm, momentum, "
             "nesterov, l1, l2, loss, "
             "positive_weight, class_weights, focal_gamma, schedule, schedule_steps, schedule_factor, warmup_steps, "
             "units, layers, random_features, kernel_width, neighbours, window, trees, leaves, grace, "

@@ -66,6 +66,18 @@ def test_the_settings_of_a_net_are_read() -> None:
             "remove this line; it is for family dcn, deepfm, logistic",
         ),
         (
+            ['family = "knn"', "spread_table = true"], 2, 'model.spread_table has no effect with family = "knn"',
+            "remove this line; it is for family dcn, deepfm, logistic",
+        ),
+        (
+            ["spread_table = true"], 1, "model.spread_table has no effect with shards = 1, which is for one rank",
+            "write shards = 2, or as many as there are ranks",
+        ),
+        (
+            ["ewc = 10", "shards = 2", "spread_table = true"], 1, "model: model ewc does not go with spread_table",
+            "leave one of them out",
+        ),
+        (
             ["admit_after = 3"], 1, 'model.admit_after has no effect with table = "hashed"',
             "remove this line; it is for table exact",
         ),

@@ -3,6 +3,7 @@
 Every worker sends a report about once a second, and at once when it took or refused a whole model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -69,53 +70,89 @@ class ReportWriter:
 
 @dataclass(frozen=True)
 class Straggler:
-    """A worker that does not have the version that the swap to `wanted` brought `late_ms` ago."""
+    """A worker that does not have the version `wanted`, `late_ms` after what brought it, which is said in words.
+
+    `has` is "" where a canary is wanted and it serves none.
+    """
 
     worker: str
     wanted: str
     has: str
     late_ms: int
+    after: str
+
+
+class _Awaited:
+    """A version that all workers are to have since then; "": nothing is waited for."""
+
+    def __init__(self, wanted: str = "", since_ms: int = 0, after: str = "") -> None:
+        self._wanted, self._since_ms, self._after = wanted, since_ms, after
+        self._named: set[str] = set()
+        self.complete_ms: int | None = None  # how long it took to reach everyone
+
+    def late(self, has: Mapping[str, str], newest_ms: int, now_ms: int) -> list[Straggler]:
+        """The stragglers that were not named before, of workers with the versions that they have; `newest_ms` is the
+        time of the newest report.
+        """
+        if not self._wanted or self.complete_ms is not None:
+            return []
+        behind = [worker for worker, version in has.items() if not _has(version, self._wanted)]
+        if not behind and has:
+            self.complete_ms = max(0, newest_ms - self._since_ms)
+        waited = now_ms - self._since_ms
+        if waited < LIMIT_MS:
+            return []
+        new = [worker for worker in behind if worker not in self._named]
+        self._named.update(new)
+        return [Straggler(worker, self._wanted, has[worker], waited, self._after) for worker in new]
 
 
 class Fleet:
     """Follows the reports of all workers of a task; pure, the clock goes in.
 
-    A swap is waited for by every worker that reported within `FORGET_MS` before it or since. Whoever has not
-    said within `LIMIT_MS` that it serves that version's lineage, at that refresh or a later one, is a straggler,
-    and is named once for each swap.
+    A swap, the beginning of a canary and its end are waited for by every worker that reported within `FORGET_MS`
+    before it or since. Whoever has not said within `LIMIT_MS` that it serves that version's lineage, at that refresh
+    or a later one, is a straggler, and is named once for each. A canary ends with the champion sent whole, so a worker
+    that has that has dropped it.
     """
 
     def __init__(self) -> None:
         self._heard: dict[str, Report] = {}
-        self._wanted = ""
-        self._since_ms = 0
-        self._named: set[str] = set()
-        self.complete_ms: int | None = None  # how long the newest swap took to reach everyone
+        self._beside: dict[str, str] = {}  # the newest version that each worker served as the canary
+        self._swap, self._canary = _Awaited(), _Awaited()
 
     def swapped(self, version: str, now_ms: int) -> None:
         """A swap to `version` was published now."""
-        self._wanted, self._since_ms, self.complete_ms = version, now_ms, None
-        self._named.clear()
+        self._swap = _Awaited(version, now_ms, f"the swap to {version}")
+
+    def canary_began(self, version: str, now_ms: int) -> None:
+        """`version` was published as a canary now."""
+        self._beside, self._canary = {}, _Awaited(version, now_ms, f"{version} became a canary")
+
+    def canary_ended(self, champion: str, now_ms: int) -> None:
+        """The champion was published whole now, as this version, and ends the canary."""
+        self._canary = _Awaited()
+        self._swap = _Awaited(champion, now_ms, f"{champion} had ended the canary")
 
     def hear(self, report: Report) -> None:
         """Note what a worker said."""
-        self._heard[report.worker] = report
+        if report.canary:
+            self._beside[report.worker] = report.version
+        else:
+            self._heard[report.worker] = report
 
     def late(self, now_ms: int) -> list[Straggler]:
         """The stragglers that were not named before."""
         self._heard = {w: r for w, r in self._heard.items() if r.created_at >= now_ms - FORGET_MS}
-        if not self._wanted or self.complete_ms is not None:
-            return []
-        behind = [report for report in self._heard.values() if not _has(report.version, self._wanted)]
-        if not behind and self._heard:
-            arrived = [r.created_at for r in self._heard.values()]
-            self.complete_ms = max(0, max(arrived) - self._since_ms)
-        if now_ms - self._since_ms < LIMIT_MS:
-            return []
-        new = [report for report in behind if report.worker not in self._named]
-        self._named.update(report.worker for report in new)
-        waited = now_ms - self._since_ms
-        return [Straggler(report.worker, self._wanted, report.version, waited) for report in new]
+        newest_ms = max((report.created_at for report in self._heard.values()), default=0)
+        has = {worker: report.version for worker, report in self._heard.items()}
+        beside = {worker: self._beside.get(worker, "") for worker in has}
+        return [*self._swap.late(has, newest_ms, now_ms), *self._canary.late(beside, newest_ms, now_ms)]
+
+    @property
+    def complete_ms(self) -> int | None:
+        """How long the newest swap took to reach everyone; None before it has."""
+        return self._swap.complete_ms
 
 
 def _has(version: str, wanted: str) -> bool:

@@ -220,6 +220,8 @@ class LiveModel:
             return None
         try:
             self._slot.take(await asyncio.to_thread(self._slot.prepare, head.meta, head.payload))
+            if await asyncio.to_thread(self._heads.canary) is None:  # its end may be what was missed
+                self._canary = None
             self._news.set()
         except BadUpdate as refused:
             self._refuse(head.meta, refused, "the newest stored model")

@@ -108,9 +108,9 @@ class Publisher:
         meta, payload = self._update(champion, True, place.event_ms, above)
         self._publish(meta, payload, place, above, why)
         live, former, newest = self._registry.live(), self.heads.get(), Head(meta, payload, self.offset + 1)
-        path = self.heads.put(newest)
         self.canary = ""
-        self.heads.drop_canary()
+        self.heads.drop_canary()  # before the head: who starts with that reads nothing of the canary's end
+        path = self.heads.put(newest)
         if live is None or live.lineage != champion.lineage:
             for head in (former, newest):
                 if head is not None:

@@ -48,10 +48,7 @@ class Steering:
     def turn(self, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
         """What follows from all that came since the last turn, after `step` steps: to tell, or to do."""
         champion = arena.champion
-        if champion.lineage != self._live:
-            self._live = champion.lineage
-            self._fleet.swapped(champion.version, now.created_ms)
-            self._served.swapped(champion.lineage)
+        self._note(arena, now.created_ms)
         for lineage, why, facts in self.costs.excessive(champion, arena.challengers):
             yield Steered(step, "reject", lineage, why, facts, now.event_ms, now.created_ms)
         yield from self._canary_served(arena, step, now)
@@ -63,25 +60,35 @@ class Steering:
         if arena.guard is not None and arena.champion is champion and (reason := self._served.reason):
             yield _steered(step, now, "", reason, self._served.evidence())
         for late in self._fleet.late(now.created_ms):
-            reason = f"{late.worker} serves {late.has}, {late.late_ms / 1000:.1f} s after the swap to {late.wanted}"
+            has = late.has or "no canary"
+            reason = f"{late.worker} serves {has}, {late.late_ms / 1000:.1f} s after {late.after}"
             facts = {"worker": late.worker, "has": late.has, "late_ms": late.late_ms}
             yield _said("straggle", late.wanted, late.worker, reason, facts, arena, now)
 
+    def _note(self, arena: Arena, now_ms: int) -> None:
+        """What all workers should have since now: a new champion, a canary, or no canary any more."""
+        champion, canary = arena.champion, arena.trials.canary
+        if self._canary is not None and (canary is None or canary.lineage != self._canary[0]):
+            self._canary = None
+            self._fleet.canary_ended(champion.version, now_ms)
+        if champion.lineage != self._live:
+            self._live = champion.lineage
+            self._fleet.swapped(champion.version, now_ms)
+            self._served.swapped(champion.lineage)
+        if canary is not None and self._canary is None:
+            self._canary = canary.lineage, self._served.beside(canary.lineage)
+            self._fleet.canary_began(canary.trainer.version, now_ms)
+
     def _canary_served(self, arena: Arena, step: int, now: Now) -> Iterator[Steered]:
         """A canary that the workers serve badly goes before any label says so."""
-        lineage = arena.trials.canary.lineage if arena.trials.canary else ""
-        if not lineage:
-            self._canary = None
-        elif self._canary is None or self._canary[0] != lineage:
-            self._canary = lineage, self._served.beside(lineage)
-        elif reason := self._canary[1].reason:
-            facts = self._canary[1].evidence()
+        if self._canary is not None and (reason := self._canary[1].reason):
+            lineage, facts = self._canary[0], self._canary[1].evidence()
             yield Steered(step, "reject", lineage, reason, facts, now.event_ms, now.created_ms)
 
     def _hear(self, report: Report, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
         lineage = report.version.partition(".")[0]
+        self._fleet.hear(report)
         if not report.canary:
-            self._fleet.hear(report)
             self._served.hear(lineage, report.scored)
         elif self._canary is not None:
             self._canary[1].hear(lineage, report.scored)

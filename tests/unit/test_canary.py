@@ -2,20 +2,28 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.blobs import Blobs
 from learners.arena import Arena, Decision
 from learners.batch import Batch
 from learners.canary import CanaryTest, chosen
 from learners.challenger import Challenger, Now
+from learners.costs import Costs
 from learners.prequential import log_loss
+from learners.registry import Registry
 from learners.rollback import GuardConfig
+from streams.control import Command, Control
+from streams.fleet import Report
+from streams.heads import Heads
+from streams.steering import Steering
 from tests.unit.test_segments import SCHEMA, STILL, TESTED, learned, stream
 
 CONFIG = GuardConfig(canary=0.2, canary_events=400, alpha=0.05)
@@ -157,6 +165,45 @@ def test_a_canary_goes_with_the_champion_beside_it() -> None:
     events = arena.roll_back("a drill", {}, Now(0, 0), learned("L3", 1.0, 64))
     assert [event.action for event in events if isinstance(event, Decision)] == ["rollback", "retire"]
     assert arena.trials.canary is None
+
+
+class Reports(Control):
+    """Hands out reports of workers, and keeps no connection."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def poll(self) -> Iterator[Report | Command]:
+        """See Control."""
+        yield from self.reports
+        self.reports = []
+
+
+def test_a_worker_without_the_canary_and_one_that_goes_on_with_it_are_stragglers() -> None:
+    arena, _ = ring()
+    control, store = Reports(), Blobs(f"memory://{uuid4().hex}")
+    steering = Steering(CONFIG, Costs(SCHEMA, 1e9), control, Heads(store, "t"), Registry(store, "r"))
+    canary = arena.trials.named("L2").trainer
+    canary.advance(0)
+    canary.full()  # it is sent as L2.1
+
+    def told(at_ms: int, *reports: tuple[str, str, bool]) -> list[str]:
+        control.reports = [Report("t", w, v, at_ms, canary=beside) for w, v, beside in reports]
+        made = list(steering.turn(arena, 9, Now(at_ms, at_ms)))
+        assert all(isinstance(each, Decision) and each.action == "straggle" for each in made)
+        return [each.decision_id + ": " + each.reason for each in made if isinstance(each, Decision)]
+
+    assert told(1_000, ("a", "L1.0", False), ("b", "L1.0", False)) == []
+    assert told(3_000, ("a", "L1.0", False), ("a", "L2.1", True), ("b", "L1.0", False)) == [
+        "straggle-L2.1-b: b serves no canary, 2.0 s after L2.1 became a canary"
+    ]
+    arena.dismiss("L2", "a drill", Now(0, 0))
+    arena.champion.advance(0)
+    arena.champion.full()  # which ends the canary, as L1.1
+    assert told(4_000, ("a", "L1.0", False), ("b", "L1.1", False)) == []
+    assert told(6_000, ("a", "L1.0", False), ("a", "L2.1", True), ("b", "L1.1", False)) == [
+        "straggle-L1.1-a: a serves L1.0, 2.0 s after L1.1 had ended the canary"
+    ]
 
 
 @pytest.mark.parametrize("rows", [64, 500])  # while it is one, and after it became the champion

@@ -76,3 +76,36 @@ def test_scores_of_the_lineage_before_are_not_reported_as_those_of_the_next():
     writer = ReportWriter("clicks", "w", 2.0)
     writer.scored("L1.3", np.full(10, 0.2, np.float32), 1.0)
     assert msgspec.json.decode(writer.take("L2.1", 1), type=Report).scored.rows == 0
+
+
+def beside(worker: str, version: str, at_ms: int) -> Report:
+    return Report("clicks", worker, version, at_ms, canary=True)
+
+
+def test_a_worker_that_does_not_take_up_a_canary_is_named_once():
+    watched = fleet(report("a", "L1.7", 900), report("b", "L1.7", 950))
+    watched.canary_began("L2.1", 1_000)
+    for each in (report("a", "L1.8", 2_900), beside("a", "L2.2", 2_900), report("b", "L1.8", 2_900)):
+        watched.hear(each)
+    assert watched.late(1_000 + LIMIT_MS - 1) == []
+    [late] = watched.late(1_000 + LIMIT_MS)
+    assert (late.worker, late.wanted, late.has, late.after) == ("b", "L2.1", "", "L2.1 became a canary")
+    assert watched.late(1_000 + LIMIT_MS + 50) == []
+    watched.canary_ended("L1.9", 3_100)
+    watched.hear(beside("a", "L2.2", 5_000))
+    watched.hear(report("a", "L1.8", 5_000))
+    watched.hear(report("b", "L1.9", 5_000))
+    [late] = watched.late(3_100 + LIMIT_MS)  # and nobody waits for the canary any more
+    assert (late.worker, late.wanted, late.has, late.after) == (
+        "a",
+        "L1.9",
+        "L1.8",
+        "L1.9 had ended the canary",
+    )
+
+
+def test_one_that_served_an_earlier_canary_does_not_have_the_next():
+    watched = fleet(report("a", "L1.7", 900), beside("a", "L2.5", 900))
+    watched.canary_began("L3.1", 1_000)
+    watched.hear(report("a", "L1.7", 2_900))
+    assert [late.has for late in watched.late(1_000 + LIMIT_MS)] == [""]

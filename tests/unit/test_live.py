@@ -102,6 +102,30 @@ def test_a_champion_that_is_sent_whole_ends_the_canary(winner: str, settings: Se
     assert not serve(model).arm.any()
 
 
+def test_a_worker_that_missed_the_end_of_a_canary_drops_it_when_it_catches_up(settings: Settings) -> None:
+    model, champion = live(settings), trained("L1", 1)
+    heads = Heads(model._heads._blobs, TASK.name)
+    take(model, *whole(champion))
+    meta, payload = whole(trained("L2", 2), SHARE)
+    take(model, meta, payload)
+    heads.put_canary(Head(meta, payload, 2))
+    heads.put(Head(*whole(champion), 7))  # L1.2 ended the canary; the worker does not see it
+    champion.train(ROWS)
+    later = [encode_refresh(champion, event_ms=2, created_ms=9)]
+    champion.train(ROWS)
+    later.append(encode_refresh(champion, event_ms=2, created_ms=9))
+    for dropped in (False, True):
+        if dropped:
+            heads.drop_canary()
+            model._reloaded_ms = 0
+        meta, payload = later[int(dropped)]
+        record = logs.Logged("t", 0, 0, 0, payload, headers=[(META, json.dumps(meta).encode())])
+        model._slot.load_full(*whole(trained("L1", 3)))  # it is behind once more
+        assert asyncio.run(model._take(record)) == 7
+        assert bool(serve(model).arm.any()) is not dropped
+        assert model.version == "L1.2"
+
+
 def test_a_canary_that_fails_its_checks_serves_nobody_and_is_reported(settings: Settings) -> None:
     model, canary = live(settings), trained("L2", 2)
     take(model, *whole(trained("L1", 1)))

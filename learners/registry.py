@@ -43,7 +43,10 @@ class Live:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """`lineage` was rolled back: nothing starts from it, and nobody makes it live. `evidence` is the decision's."""
+    """`lineage` was rolled back, or rejected while it was a canary: nothing starts from it, and nobody makes it live.
+
+    `evidence` is the decision's.
+    """
 
     lineage: str
     reason: str

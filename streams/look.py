@@ -28,15 +28,15 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def lineages(task: Task, settings: Settings | None = None) -> list[Row]:
-    """Every lineage of the task with when and why it was born, when it was live, and its settings; oldest first."""
+    """Every lineage of the task with when and why it was born, live or quarantined, and its settings; oldest first."""
     from infra.blobs import Blobs
     from learners.registry import Registry
 
     registry = Registry(Blobs((settings or settings_here()).blobs), f"models/{task.name}/registry")
-    lives = registry.history()
-    rows = []
+    lives, barred = registry.history(), registry.quarantined()
+    rows: list[Row] = []
     for birth in registry.lineages():
-        since = [live for live in lives if live.lineage == birth.name]
+        since, out = [live for live in lives if live.lineage == birth.name], barred.get(birth.name)
         rows.append(
             {
                 "lineage": birth.name,
@@ -47,6 +47,9 @@ def lineages(task: Task, settings: Settings | None = None) -> list[Row]:
                 "why": birth.why,
                 "live_since": [live.since_ms for live in since],
                 "live_because": [live.reason for live in since],
+                "quarantined_at": out and out.created_ms,
+                "quarantined_because": out and out.reason,
+                "quarantined_evidence": out and dict(out.evidence),
                 "seed": birth.seed,
                 "schema": birth.schema,
                 "config": dict(birth.config),
@@ -57,7 +60,7 @@ def lineages(task: Task, settings: Settings | None = None) -> list[Row]:
 
 @models.command("list")
 def models_list(task: TaskOption = "clicks", as_json: JsonOption = False) -> None:
-    """List the lineages: born when and why, and which one is live."""
+    """List the lineages: born when and why, which one is live, and why one is quarantined."""
     rows = lineages(load_task(task))
     if as_json:
         _print_lines(rows)
@@ -75,6 +78,8 @@ def models_list(task: TaskOption = "clicks", as_json: JsonOption = False) -> Non
         _console.print(
             f"{mark:<4}  {row['lineage']:<4}  {born}  {parent:<11}  {model}: {row['why']}", markup=False
         )
+        if row["quarantined_because"]:
+            _console.print(f"{'':<12}quarantined: {row['quarantined_because']}", markup=False)
 
 
 @models.command("show")
@@ -83,7 +88,7 @@ def models_show(
     task: TaskOption = "clicks",
     as_json: JsonOption = False,
 ) -> None:
-    """Show one lineage: its origin, its settings, when it was live and why."""
+    """Show one lineage: its origin, its settings, when it was live or quarantined and why."""
     found = {row["lineage"]: row for row in lineages(load_task(task))}
     if lineage not in found:
         known = ", ".join(found) or "none yet"
@@ -98,6 +103,10 @@ def models_show(
     _console.print(f"  because: {row['why']}", markup=False)
     for since, reason in zip(row["live_since"], row["live_because"], strict=True):
         _console.print(f"  live since {clock(since)}: {reason}", markup=False)
+    if row["quarantined_because"]:
+        _console.print(
+            f"  quarantined since {clock(row['quarantined_at'])}: {row['quarantined_because']}", markup=False
+        )
     for name, value in row["config"].items():
         _console.print(f"  {name}  {value}", markup=False)
 

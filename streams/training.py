@@ -241,7 +241,11 @@ class Training:
             parent = self.arena.champion.version if self.arena.copied(decision.lineage) else None
             self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
         if decision.action == "rollback":
-            self._bar(decision)
+            if parent := decision.evidence.get("parent"):
+                self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
+            self._bar(decision.champion, decision)
+        if decision.action == "reject" and decision.evidence.get("canary"):
+            self._bar(decision.lineage, decision)
         if self.step in self.published:
             return
         over = decision.lineage == self._publisher.canary and decision.action in (
@@ -254,12 +258,10 @@ class Training:
         elif decision.action in ("promote", "rollback") or over:
             self._publisher.whole(self.arena.champion, self._place, decision.reason)
 
-    def _bar(self, decision: Decision) -> None:
-        """Quarantine what was rolled back, before the good model goes out."""
-        if parent := decision.evidence.get("parent"):
-            self._record_lineage(decision.lineage, parent, decision.reason, decision.event_ms)
+    def _bar(self, lineage: str, decision: Decision) -> None:
+        """Quarantine what served and did harm, before the good model goes out."""
         reason, facts, event_ms = decision.reason, decision.evidence, decision.event_ms
-        self._registry.quarantine(Quarantine(decision.champion, reason, facts, event_ms, decision.created_ms))
+        self._registry.quarantine(Quarantine(lineage, reason, facts, event_ms, decision.created_ms))
 
     def _record_lineage(self, name: str, parent: str | None, why: str, event_ms: int) -> None:
         config, seed, schema = self.arena.config_of(name), self.arena.seed_of(name), self.recipe.schema.hash

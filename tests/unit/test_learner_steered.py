@@ -199,6 +199,10 @@ def test_a_canary_and_its_end_are_published_and_found_again_after_a_crash(
     assert ended == ([] if say is nothing else ["L1"])
     stored = heads(first).canary()
     assert (stored is None) is (say is spoiled_canary)
+    registry = Registry(Blobs(Settings("", tmp_path).blobs), f"models/{TASK.name}/registry")
+    barred = {name: record.evidence for name, record in registry.quarantined().items()}
+    assert list(barred) == ([] if say is nothing else [out[0]["lineage"]])
+    assert all(facts["broken"] == 1 and facts["canary"]["share"] == 0.25 for facts in barred.values())
 
     second = life(tmp_path, None, outlet, task)
     count = len(outlet.updates)

@@ -10,7 +10,7 @@ from infra.blobs import Blobs
 from infra.errors import UserError
 from infra.settings import Settings
 from learners.batch import ModelConfig
-from learners.registry import Lineage, Live, Registry
+from learners.registry import Lineage, Live, Quarantine, Registry
 from streams.cli import app
 
 CONFIG = ModelConfig(learning_rate=0.25).to_dict()
@@ -56,6 +56,23 @@ def test_one_model_is_shown_with_why_it_was_live(data: Path) -> None:
     assert "L2 from L1.9, born 2023-11-14 22:14:20, seed 8" in text
     assert "live since 2023-11-14 22:14:50: L2 is [better]" in text
     assert "learning_rate  0.25" in text
+
+
+def test_a_model_that_did_harm_says_why_it_went(data: Path) -> None:
+    registry = Registry(
+        Blobs(Settings.from_env({"DRIFTLINE_DATA": str(data)}).blobs), "models/clicks/registry"
+    )
+    facts = {"canary": {"loss": 0.9}}
+    registry.quarantine(Quarantine("L1", "L1 does [harm] where it serves", facts, 9, 1_700_000_120_000))
+    first, why, second = RUN.invoke(app, ["models", "list"]).stdout.splitlines()
+    assert (first.split()[0], why.strip()) == ("L1", "quarantined: L1 does [harm] where it serves")
+    assert second.split()[:2] == ["live", "L2"]
+    said = RUN.invoke(app, ["models", "show", "L1"]).stdout
+    assert "quarantined since 2023-11-14 22:15:20: L1 does [harm] where it serves" in said
+    row = json.loads(RUN.invoke(app, ["models", "show", "L1", "--json"]).stdout)
+    assert row["quarantined_evidence"] == facts
+    other = json.loads(RUN.invoke(app, ["models", "show", "L2", "--json"]).stdout)
+    assert other["quarantined_because"] is None
 
 
 def test_an_unknown_model_is_named_with_those_there_are(data: Path) -> None:

@@ -132,7 +132,7 @@ class Lane:
 
     def marks(self, ids: Sequence[str], offsets: NDArray[np.int64]) -> Marks:
         """What a decision by the served scores means for the labels of events, with their numbers [n]."""
-        return marks(self._task.exploration, ids, self.scores[offsets])
+        return marks(self._task.exploration, ids, self.scores[offsets], self._task.classes)
 
     def learn(self, labelled: Labelled, batch: Batch, now_ms: int, *, warm: bool) -> None:
         """Learn as the policy says, of labels that its own decisions would not have hidden; then refresh."""

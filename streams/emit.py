@@ -30,7 +30,10 @@ class Emitter:
         self._task, self._topics, self._partitions, self._live = task, topics, partitions, live
         self._last = len(task.entities) - 1
         self._parts: dict[int, list[tuple[int, wire.Rows]]] = defaultdict(list)
-        self._encoder, self._record = msgspec.json.Encoder(), recorder(task.schema.target)
+        self._encoder, self._record = (
+            msgspec.json.Encoder(),
+            recorder(task.schema.target, task.exploration.classes),
+        )
 
     def add(self, index: int, partition: int, rows: wire.Rows) -> None:
         """Rows of a partition of stage `index`, ready for the next one."""
@@ -73,7 +76,9 @@ class Emitter:
     def _predict(self, outputs: Outputs, rows: wire.Rows, sources: NDArray[np.int64]) -> None:
         """Score rows [n]; a prediction goes to the partition that its row came from [n]."""
         answer = self._live.serve(rows.keys[:, 0], rows.numbers, rows.categories)
-        rows = replace(rows, arm=answer.arm, **vars(marks(self._task.exploration, rows.ids, answer.scores)))
+        task = self._task
+        found = marks(task.exploration, rows.ids, answer.scores, task.classes)
+        rows = replace(rows, arm=answer.arm, **vars(found))
         self._write_predictions(outputs, rows, sources, answer)
         self._write_examples(outputs, rows, answer)
 

@@ -1,6 +1,6 @@
 """The records of the predictions topic: what a score is called depends on what the task predicts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,7 +50,10 @@ class ValuePrediction(msgspec.Struct, gc=False):
 
 
 class ClassPrediction(msgspec.Struct, rename={"winner": "class"}, gc=False):
-    """The same of a multi-class task: the winning class, its probability as the score, and those of all classes."""
+    """The same of a multi-class task: the winning class, its probability as the score, and those of all classes.
+
+    `propensities` has the classes that may be acted on, with the probability of each.
+    """
 
     event_id: str
     task: str
@@ -66,17 +69,27 @@ class ClassPrediction(msgspec.Struct, rename={"winner": "class"}, gc=False):
     explored: bool
     propensity: float
     source: Source
+    propensities: dict[str, float]
 
 
-def recorder(target: Target) -> Callable[..., Prediction | ValuePrediction | ClassPrediction]:
-    """What makes a record of event_id, task, score (of several classes a list), and the rest of `Prediction`."""
+def recorder(
+    target: Target, labelled: Sequence[str] = ()
+) -> Callable[..., Prediction | ValuePrediction | ClassPrediction]:
+    """What makes a record of event_id, task, score (of several classes a list), and the rest of `Prediction`.
+
+    `labelled` are the classes that exploration acts on (`streams.exploration`).
+    """
     if not target.classes:
         return ValuePrediction if target.is_value else Prediction
 
     def of_classes(event_id: str, task: str, scores: list[float], *rest: Any) -> ClassPrediction:
         best = max(range(len(scores)), key=scores.__getitem__)
         named = dict(zip(target.classes, scores, strict=True))
-        return ClassPrediction(event_id, task, target.classes[best], scores[best], named, *rest)
+        winner, propensity = target.classes[best], rest[-2]
+        chances = {winner: 1.0}
+        if propensity < 1.0:  # if it is explored, it is acted on as the likeliest class whose label is seen
+            chances = {winner: round(1.0 - propensity, 6), max(labelled, key=named.__getitem__): propensity}
+        return ClassPrediction(event_id, task, winner, scores[best], named, *(*rest, chances))
 
     return of_classes
 

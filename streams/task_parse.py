@@ -134,7 +134,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     check_guard(root.table("guard"), made)
     check_rates(root, made)
     explored = root.table("exploration")
-    if wrong := fault(made.exploration, explored.data, made.kind):
+    if wrong := fault(made.exploration, explored.data, made.kind, made.classes):
         explored.fail(wrong[0] if wrong[0] in explored.data else "share", *wrong[1:])
     check_rivals(rivals, (challenger, *others))
     chosen = "rows" in first.data

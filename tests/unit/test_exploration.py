@@ -1,18 +1,25 @@
 """Exploration: who is drawn, what a label stands for, and what it is good for where decisions hide labels."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from infra.errors import UserError
 from learners.batch import Batch, ModelConfig, Schema
 from learners.prequential import log_loss
 from learners.trainer import Trainer
 from streams import wire
 from streams.exploration import NONE, Exploration, marks
 from streams.joining import JoinPartition
+from streams.task import Task
+from tests.kind_streams import PACES, paces, rides
 from tests.stream_records import labels
 from tests.unit.test_joining import ZERO, examples, join_of
+from tests.unit.test_predictions import RIDE, sent
 from tests.unit.test_task_errors import complaint
 
 IDS = [f"event-{i}" for i in range(20_000)]
@@ -99,6 +106,65 @@ def test_a_hidden_label_gets_no_default_and_one_that_is_seen_has_its_weight() ->
 def test_what_means_nothing_is_refused(lines: str, line: int, message: str, fix: str) -> None:
     said = complaint("[serving]", f"[exploration]\n{lines}\n[serving]")
     assert said == f"my.toml:{line}: exploration.{message}\n  fix: {fix}"
+
+
+def test_of_several_classes_the_winner_decides() -> None:
+    config, scores = (
+        Exploration(share=0.1, classes=("short", "long")),
+        np.array([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]]),
+    )
+    found = marks(config, IDS[:2], scores.astype(np.float32), PACES)
+    np.testing.assert_allclose(found.propensity, [1, 0.1])
+    np.testing.assert_allclose(found.weight, [1, 10])
+    many = marks(config, IDS, np.tile(scores[1], (len(IDS), 1)), PACES)
+    assert abs(many.explored.mean() - 0.1) < 0.01
+    assert many.hidden.tolist() == (~many.explored).tolist()
+
+
+@pytest.mark.parametrize(
+    ("classes", "propensity", "propensities"),
+    [
+        ('["middle", "long"]', 0.2, {"short": 0.8, "middle": 0.2}),
+        ('["short"]', 1.0, {"short": 1.0}),
+    ],
+)
+def test_a_prediction_has_the_classes_that_may_be_acted_on(
+    classes: str, propensity: float, propensities: dict[str, float], tmp_path: Path
+) -> None:
+    """The untrained model gives all classes the same probability, and the first wins."""
+    [data] = sent(paces(f"[exploration]\nshare = 0.2\nclasses = {classes}\n"), RIDE, tmp_path)
+    found = json.loads(data)
+    assert (found["class"], found["propensity"], found["propensities"]) == ("short", propensity, propensities)
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "message", "fix"),
+    [
+        (paces, "share = 0.1", "classes is missing", "name the classes whose events get a label"),
+        (paces, 'share = 0.1\nclasses = ["slow"]', 'classes has "slow"', "use some of short, middle, long"),
+        (paces, 'share = 0.1\nclasses = ["long", "short", "middle"]', "classes has all classes", "remove"),
+        (paces, "share = 0.1\nthreshold = 0.3", "threshold has no meaning in a multiclass task", "remove it"),
+        (rides, "share = 0.1", "threshold is missing", "add the value by which is decided"),
+        (
+            rides,
+            'share = 0.1\nclasses = ["long"]',
+            "classes has no meaning in a regression task",
+            "remove it",
+        ),
+    ],
+)
+def test_each_kind_of_task_says_what_its_decision_needs(
+    task: Callable[[str], Task], lines: str, message: str, fix: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        task(f"[exploration]\n{lines}\n")
+    assert f"exploration.{message}" in caught.value.message
+    assert caught.value.fix.startswith(fix)
+
+
+def test_a_value_is_decided_by_a_threshold_in_its_unit() -> None:
+    config = rides('[exploration]\nshare = 0.1\nlabels = "below"\nthreshold = 20.0\n').exploration
+    np.testing.assert_allclose(marks(config, IDS[:2], np.array([19.5, 20.0])).propensity, [1, 0.1])
 
 
 SCHEMA = Schema((), ("kind",), "t")

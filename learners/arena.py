@@ -101,7 +101,12 @@ class Arena:
 
         Challengers start when the labels of these events come.
         """
-        return self._detectors.warned(alert)
+        return self._detectors.warned(alert, self._episode)
+
+    @property
+    def _episode(self) -> str:
+        """The alert that is still being followed: its challengers are on trial, or guarded. "" if none is."""
+        return self.trials.episode or (self.guard.episode if self.guard else "")
 
     def config_of(self, lineage: str) -> ModelConfig:
         """The settings of any lineage that was ever born here; KeyError for others."""
@@ -229,8 +234,7 @@ class Arena:
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
         watched = np.where(self._schema.target.known(batch.served), served, loss)
-        guarded = self.guard is not None
-        return self._detectors.update(batch, score, watched, self.champion.version, guarded=guarded)
+        return self._detectors.update(batch, score, watched, self.champion.version, episode=self._episode)
 
     def _judge(self, seen: Seen, now: Now) -> list[Event]:
         """The tests of the challengers, and what their verdicts ask for."""
@@ -295,7 +299,8 @@ class Arena:
         events += self.trials.retire(former.lineage, now, f"{winner.lineage} won", but=winner)
         if self._guarding.events:  # a champion that was still being watched is not what one would go back to
             good = self.guard.former if self.guard else former
-            self.guard = Guard(self._guarding, winner.lineage, good, self._harm(self._guarding.alpha / BETS))
+            harm, episode = self._harm(self._guarding.alpha / BETS), self.trials.episode_of(winner)
+            self.guard = Guard(self._guarding, winner.lineage, good, harm, episode)
         if former.lineage == FIRST and self._drift.keep_reference:
             self.continuous = former
         self._crown(winner.trainer)

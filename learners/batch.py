@@ -20,6 +20,7 @@ _ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
 _NONE = np.zeros(0, np.bool_)  # stands for no corrections
 _NOBODY = np.zeros(0, np.int64)  # stands for entities that nobody knows
 _NO_ARM = np.zeros(0, np.int32)  # stands for scores that were made without a canary beside
+_NO_LINEAGE = np.zeros(0, np.int32)  # stands for scores of nobody knows whom
 
 # The families whose weights move along a gradient, and those that count, remember or split instead.
 SEQUENCE_FAMILIES = ("rnn", "gru", "lstm", "transformer")
@@ -167,6 +168,7 @@ class Batch:
     label came late after all. It is learned, and not measured, tested or watched a second time.
     `entity` int64 [n]: the pseudonym of the event's key; 0, as everywhere if not given, where it is not known.
     `arm` int32 [n]: which arm of a canary served it (`learners.canary.arm_code`); 0 each if not given.
+    `lineage` int32 [n]: which lineage served it (`lineage_number`); 0 where that is not known, and if not given.
     """
 
     event_ids: list[str]
@@ -180,6 +182,7 @@ class Batch:
     corrects: NDArray[np.bool_] = field(default_factory=lambda: _NONE)
     entity: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
     arm: NDArray[np.int32] = field(default_factory=lambda: _NO_ARM)
+    lineage: NDArray[np.int32] = field(default_factory=lambda: _NO_LINEAGE)
 
     def __post_init__(self) -> None:
         n = len(self.event_ids)
@@ -191,6 +194,8 @@ class Batch:
             object.__setattr__(self, "entity", np.zeros(n, np.int64))
         if self.arm is _NO_ARM:
             object.__setattr__(self, "arm", np.zeros(n, np.int32))
+        if self.lineage is _NO_LINEAGE:
+            object.__setattr__(self, "lineage", np.zeros(n, np.int32))
         columns = [getattr(self, name) for name in BATCH_ARRAYS]
         if any(len(column) != n for column in columns) or self.numbers.ndim != 2 or self.categories.ndim != 2:
             shapes = [column.shape for column in columns]
@@ -235,8 +240,14 @@ class Batch:
 
 BATCH_ARRAYS = (
     "event_ms", "known_ms", "numbers", "categories", "served", "label", "weight", "corrects", "entity", "arm",
+    "lineage",
 )  # fmt: skip
 """The arrays of a `Batch`, all of length n, in the order of its fields."""
+
+
+def lineage_number(version: str) -> int:
+    """The number of the lineage that a version is of: 2 of "L2.41", and of "L2"; 0 of "", which is of none."""
+    return int(version[1:].partition(".")[0] or 0)
 
 
 @dataclass(frozen=True)

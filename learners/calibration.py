@@ -35,8 +35,8 @@ class CalibrationDetector:
 
     An alarm needs evidence against half of the budget of false alarms (the other half is that of inputs and scores),
     and an error in the newest `BLOCKS` blocks above `WORTH` + 1.5 times the 90 % quantile of what it was. After it,
-    what comes is the new normal. As in `LossDetector`, what was served before an alarm or a swap and is labelled later
-    is no news, and left out.
+    what comes is the new normal, and so it is after a swap: how far scores are off as a rule is the model's own. As in
+    `LossDetector`, what was served before an alarm or a swap and is labelled later is no news, and left out.
     """
 
     def __init__(self, config: DriftConfig) -> None:
@@ -69,12 +69,14 @@ class CalibrationDetector:
     def swapped(self) -> None:
         """Another model is served from now on: what is labelled of the one before is no news."""
         self._quiet_ms = self._served_ms
+        self._rest, self._rest_ids = self._rest[:0], self._rest_ids[:0]
         self._restart()
 
     def _restart(self) -> None:
-        self._evidence.restart()
-        self._sums.clear()
-        self._starts.clear()
+        """Nothing is usual yet."""
+        self._evidence = RankEvidence(2)
+        for past in (self._sums, self._starts, self._habit):
+            past.clear()
 
     def _full_block(self, rows: Floats, first_id: str, version: str) -> list[Alert]:
         self._seen += len(rows)
@@ -90,8 +92,6 @@ class CalibrationDetector:
         alerts = self._judge(window, error, int(rows[-1, 2]), version)
         if alerts:
             self._restart()
-            self._evidence = RankEvidence(2)
-            self._habit.clear()
         elif self._counted % BLOCKS == 0:
             self._habit.append(error)
         return alerts

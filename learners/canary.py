@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.admission import mixed
+from learners.batch import lineage_number
 from learners.rollback import GuardConfig
 from learners.verdict import BOUND, Verdict, Wealth
 
@@ -42,7 +43,7 @@ def arm_code(lineage: str) -> int:
     """What a row's `arm` is where the canary of this lineage made its score; of rows that went to the champion while
     it was running, the negative of it. 0: there was none.
     """
-    return int(lineage[1:])
+    return lineage_number(lineage)
 
 
 def _means(values: list[float], parts: int) -> Floats:

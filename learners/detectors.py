@@ -1,9 +1,16 @@
-"""All detectors of one task as one: a drift that several of them notice is one alert.
+"""All detectors of one task as one: a drift that several of them notice, or notice again, is one alert.
 
 The loss is what counts. An alarm of the loss soon after one about inputs or scores is the same drift, now known to
 hurt: it is told again under the same id and with the columns that moved, so that who keeps alerts by their id has the
 newer one. An alarm about inputs or calibration soon after one of the loss is no news. "Soon" is within `cooldown`
 labelled examples.
+
+What follows an alert, challengers on trial or a new model under guard, may take longer than that. Until it is over, a
+loss that rises further without having fallen in between is the same drift: it is acted on under the id of that alert,
+and not told. So are scores that are off meanwhile. Inputs that move, or a loss that had recovered and rises, are news.
+
+Loss and calibration are the live model's: of a row that another one served, such as the one before a swap, whose
+labels go on coming, or a canary, they know nothing.
 
 Live, inputs and scores are watched when events are served, long before their labels may come. Such a warning is told at
 once, and counts here as an alarm of the moment at which the labels have come as far as its onset: only then is there
@@ -19,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import Batch, Schema
+from learners.batch import Batch, Schema, lineage_number
 from learners.calibration import CalibrationDetector
 from learners.drift import Affected, Alert, DriftConfig
 from learners.loss_drift import LONG_AGO, LossDetector
@@ -45,14 +52,17 @@ class Detectors:
         self._moved: tuple[Affected, ...] = ()  # and the columns that moved
         self._told_ms = self._labelled_ms = LONG_AGO  # newest event that it rests on; newest labelled one
         self._waiting: list[Alert] = []  # warnings of events whose labels have not come
-        self.due: list[Alert] = []  # warnings of events whose labels came with the newest batch
+        # Alarms of the newest batch that were told before: warnings whose labels came, rises of an open episode.
+        self.due: list[Alert] = []
 
     def psi(self) -> dict[str, float]:
         """PSI of each watched column in the newest full window (see `ShiftDetector.psi`)."""
         return self._shift.psi() if self._shift is not None else {}
 
-    def warned(self, alert: Alert) -> Alert | None:
+    def warned(self, alert: Alert, episode: str = "") -> Alert | None:
         """Others noticed that inputs or scores moved; the alert as it is to be told, None where it is no news."""
+        if episode and alert.level == "score":
+            return None
         known = self._last is not None and self._seen - self._last[0] < self._cooldown
         if known and alert.since_ms <= self._told_ms:
             return None  # what the newest alert rests on came after the onset: it is the same drift
@@ -66,23 +76,23 @@ class Detectors:
         losses: NDArray[np.floating[Any]],
         version: str,
         *,
-        guarded: bool = False,
+        episode: str = "",
     ) -> list[Alert]:
         """Feed a batch, the live model's scores [n] of it and the losses [n] of what was served.
 
-        `guarded`: a guard looks at a model that has just replaced another, which settles. How far its scores are off is
-        the guard's business then, and no news of the stream.
+        `version` is the live model's. `episode` is the id of the alert that is still being followed, "" if none is.
         """
         self._seen += len(batch)
         self._mature(int(batch.event_ms.max()))
-        found = self._loss.update(batch, losses, version)
+        mine = (batch.lineage == lineage_number(version)) | (batch.lineage == 0)
+        own, of_own = (batch, losses) if mine.all() else (batch.take(mine), losses[mine])
+        found = self._loss.update(own, of_own, version)
         if self._shift is not None:
             found += self._shift.update(batch, self._target.one(scores), version)
         if self._calibrated:
-            served = np.where(np.isfinite(batch.served), batch.served, scores)
-            off = self._calibration.update(batch, served, version)
-            found += [] if guarded else off
-        return [told for alert in found if (told := self._told(alert)) is not None]
+            served = np.where(np.isfinite(own.served), own.served, scores[mine])
+            found += self._calibration.update(own, served, version)
+        return [told for alert in found if (told := self._told(alert, episode)) is not None]
 
     def _mature(self, event_ms: int) -> None:
         """Labels have come up to `event_ms`: the warnings of what happened until then are alarms of this moment."""
@@ -93,10 +103,15 @@ class Detectors:
             self._last, self._moved = (self._seen, alert.alert_id, alert.level), alert.features
             self._told_ms = alert.event_ms
 
-    def _told(self, alert: Alert) -> Alert | None:
+    def _told(self, alert: Alert, episode: str) -> Alert | None:
         """The alert as it is told: None where it is no news."""
         last = self._last
         known = last is not None and self._seen - last[0] < self._cooldown
+        if episode and not known and alert.level == "score":
+            return None
+        if episode and not known and alert.details.get("further"):
+            self.due.append(replace(alert, alert_id=episode, details={}))
+            return None
         if last is None or not known:
             self._last, self._moved = (self._seen, alert.alert_id, alert.level), alert.features
             self._told_ms = alert.event_ms

@@ -44,7 +44,8 @@ class LossDetector:
     values after the change. A rise within `cooldown` examples after an alert belongs to that alert, and so does one in
     events that were served before the alert: where labels are days late, these go on arriving for days and, all being
     mistakes of a model that could not know better, are no news. The price is that a second drift within that time is
-    not noticed here.
+    not noticed here. An alert after another one between which the loss never fell is a further step of the same rise,
+    and its details say so (`further`).
     """
 
     def __init__(self, config: DriftConfig, target: Target = BINARY) -> None:
@@ -57,6 +58,7 @@ class LossDetector:
         self._rest_delays: NDArray[np.int64] = np.zeros(0, np.int64)  # how late its labels were, ms
         self._rest_start = ("", 0)
         self._seen = 0
+        self._risen = False  # since the newest alert the loss did not fall
         self._quiet_until = 0  # no alert before this many examples ...
         self._quiet_ms = LONG_AGO  # ... nor for events up to this event time
         self._served_ms = LONG_AGO  # about how far the stream was served when the newest label became known
@@ -96,8 +98,14 @@ class LossDetector:
         return alerts
 
     def swapped(self) -> None:
-        """Another model is served from now on: rises in what was served before are no news either."""
+        """Another model is served from now on: its losses are compared with its own, and rises in what was served
+        before are no news.
+        """
         self._quiet_ms = self._served_ms
+        self._rest, self._rest_delays, self._rest_start = self._rest[:0], self._rest_delays[:0], ("", 0)
+        self._forget(len(self._sums))
+        for detector in self._detectors.values():
+            detector.restart([])
 
     def _feed(self, block: NDArray[np.float64], begin: tuple[str, int]) -> tuple[str, Change] | None:
         """One block; the first detector that saw a change, where the history has a before and an after."""
@@ -127,10 +135,12 @@ class LossDetector:
         for detector in self._detectors.values():
             detector.restart(self._sums)
         history = sums[max(0, onset - SHOWN) :].round(5).tolist()
+        self._risen &= rise > self._config.min_effect
         quiet = self._seen < self._quiet_until or event_ms <= self._quiet_ms
         if quiet or rise <= self._config.min_effect:
             return []
         self._quiet_until, self._quiet_ms = self._seen + self._config.cooldown, self._served_ms
+        further, self._risen = self._risen, True
         words = self._target.loss_words
         message = f"{words} rose from {before:.4f} to {before + rise:.4f} since event {since_id} ({fired})"
         return [
@@ -152,6 +162,7 @@ class LossDetector:
                     "loss": [before, before + rise],
                     "blocks": history,
                     "onset": min(onset, SHOWN),
+                    "further": further,
                 },
             )
         ]
@@ -168,6 +179,7 @@ class LossDetector:
             "rest_id": np.array([self._rest_start[0]], np.str_),
             "counts": np.array([self._rest_start[1], self._seen, self._quiet_until], np.int64),
             "until": np.array([self._quiet_ms, self._served_ms], np.int64),
+            "risen": np.array([self._risen], np.bool_),
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -177,6 +189,7 @@ class LossDetector:
         self._rest, self._rest_delays = state["rest"], state["rest_delays"]
         rest_ms, self._seen, self._quiet_until = state["counts"].tolist()
         self._quiet_ms, self._served_ms = state["until"].tolist()
+        self._risen = bool(state["risen"][0])
         self._rest_start = (str(state["rest_id"][0]), rest_ms)
         for name, detector in self._detectors.items():
             if its := part(name, state):

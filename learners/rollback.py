@@ -70,15 +70,22 @@ USUAL = GuardConfig()
 class Guard:
     """Watches the champion of `lineage`, which replaced `former`. Both go on learning.
 
+    `episode` is the alert that the swap followed from, "" if none.
+
     Each bet is anytime-valid (see `learners.verdict`): a champion that is no worse and not biased is rolled back
     with probability at most alpha, however often one looks. There is no bet on the bias of a value: it has no bounds
     that such a bet would need, and is part of the error that the other bet is on.
     """
 
     def __init__(
-        self, config: GuardConfig, lineage: str, former: "Trainer", segments: Segments | None = None
+        self,
+        config: GuardConfig,
+        lineage: str,
+        former: "Trainer",
+        segments: Segments | None = None,
+        episode: str = "",
     ) -> None:
-        self._config, self.lineage, self.former = config, lineage, former
+        self._config, self.lineage, self.former, self.episode = config, lineage, former, episode
         self._segments = segments or Segments((), 0.0, 0.5)
         self._target = former.schema.target
         self._worse = Wealth(config.min_effect)
@@ -153,6 +160,7 @@ class Guard:
         return {
             "lineage": self.lineage,
             "former": self.former.lineage,
+            "episode": self.episode,
             "count": self.count,
             "sums": self._sums.tolist(),
             "bets": bets,
@@ -165,7 +173,7 @@ class Guard:
     ) -> Self:
         """The inverse of `state`, with the former champion, and segments that have only their settings."""
         segments.load(state["segments"])
-        guard = cls(config, state["lineage"], former, segments)
+        guard = cls(config, state["lineage"], former, segments, state["episode"])
         guard.count, guard._sums = int(state["count"]), np.array(state["sums"], np.float64)
         for bet, saved in zip((guard._worse, *guard._bias), state["bets"], strict=True):
             bet.load(saved)

@@ -69,12 +69,22 @@ class Trials:
         self.entrants = Entrants(schema, *settings, seed, device, others)
         self.studies = Studies()
         self._quiet_until = 0  # none are started before this many examples
+        self._episode = ""  # the alert that the newest of them were started after, "" if none was
         self._of_loss = False  # whether the newest were started because the loss rose
 
     @property
     def _asked(self) -> list[Challenger]:
         """Those that an alarm, or the policy "always", has started."""
         return [challenger for challenger in self.challengers if challenger.kind != TUNED]
+
+    def episode_of(self, challenger: Challenger) -> str:
+        """The alert that a challenger was started after, "" if it needed none."""
+        return "" if challenger.kind == TUNED else self._episode
+
+    @property
+    def episode(self) -> str:
+        """The alert whose challengers are on trial, "" without any."""
+        return self._episode if self._asked else ""
 
     def _work_us(self, rows: int) -> float:
         return sum(work_us(challenger.trainer, rows) for challenger in self.challengers)
@@ -142,7 +152,7 @@ class Trials:
         if not news and (self._asked or examples < self._quiet_until):
             return []
         retired = self._retire(self._asked, champion.lineage, now, "a newer alarm makes it old")
-        self._of_loss = alert.level == "loss"
+        self._of_loss, self._episode = alert.level == "loss", alert.alert_id
         self._quiet_until = examples + self._drift.cooldown
         return [*retired, *self._begin(champion, buffer, alert.alert_id, alert.message, alert.since_ms, now)]
 
@@ -151,7 +161,7 @@ class Trials:
         free_from = self._quiet_until + self._drift.cooldown
         if self._drift.policy != "always" or self._asked or examples < free_from:
             return []
-        self._of_loss = False
+        self._of_loss, self._episode = False, ""
         self._quiet_until = examples + self._drift.cooldown
         since_ms = next(int(batch.event_ms[0]) for batch in buffer)
         return self._begin(
@@ -263,6 +273,7 @@ class Trials:
             "studies": self.studies.record(),
             "quiet_until": self._quiet_until,
             "of_loss": self._of_loss,
+            "episode": self._episode,
         }
 
     def load(
@@ -285,3 +296,4 @@ class Trials:
         self.studies.load(record["studies"])
         self.trust.load(unpack(files["trust.npz"]))
         self._quiet_until, self._of_loss = record["quiet_until"], record["of_loss"]
+        self._episode = record["episode"]

@@ -93,7 +93,7 @@ def _conclude(
         "predictions": len(watch.predicted),
         "doubled": watch.doubled,
         "dead_letters": watch.dead_letters,
-        "alerts": len(watch.alerts),
+        "alerts": len({alert["alert_id"] for alert in watch.alerts}),
         "swaps": len(watch.swaps),
         **{f"{task.metric}_after_drift_{arm}": value for arm, value in means.items()},
         "failures": failures,

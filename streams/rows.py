@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import Batch
+from learners.batch import Batch, lineage_number
 from learners.late import real_share
 from streams.task import Task
 
@@ -219,6 +219,7 @@ class Labelled:
     def batch(self) -> Batch:
         """The learner's view of the same rows."""
         rows = self.rows
+        number = {version: lineage_number(version) for version in set(self.version)}
         return Batch(
             rows.ids,
             rows.event_ms,
@@ -231,6 +232,7 @@ class Labelled:
             self.corrects,
             rows.keys[:, 0],
             rows.arm,
+            np.array([number[version] for version in self.version], np.int32),
         )
 
 

@@ -95,9 +95,12 @@ class ServedWatch:
         except Damaged:
             self._metrics.count("damaged_total")
             return None
-        if not len(rows):
+        self._looked += len(rows)
+        of_live = np.flatnonzero(rows.arm <= 0)  # not what a canary served beside the champion
+        if not len(of_live):
             return None
-        lineage = versions[-1].partition(".")[0]  # a record is of one version
+        rows, served, version = rows.take(of_live), served[of_live], versions[of_live[-1]]
+        lineage = version.partition(".")[0]  # a record is of one version, but for a canary's rows
         if lineage != self._lineage:
             if self._lineage:
                 self._detector.swapped()
@@ -105,8 +108,7 @@ class ServedWatch:
         unknown = np.zeros(len(rows), np.float32)
         batch = Batch(rows.ids, rows.event_ms, rows.event_ms, rows.numbers, rows.categories, served, unknown)
         self.event_ms = max(self.event_ms, int(rows.event_ms.max()))
-        self._looked += len(rows)
-        found = self._detector.update(batch, self._task.schema.target.one(served), versions[-1])
+        found = self._detector.update(batch, self._task.schema.target.one(served), version)
         return found[0] if found else None
 
     def psi(self) -> dict[str, float]:

@@ -29,12 +29,22 @@ def stream(rows: int, moved: int, worse: int) -> tuple[Batch, np.ndarray]:
     return Batch([f"e{i}" for i in range(rows)], moments, moments, numbers, empty, nothing, nothing), losses
 
 
-def feed(detectors: Detectors, batch: Batch, losses: np.ndarray, start: int = 0) -> list[Alert]:
+def feed(
+    detectors: Detectors,
+    batch: Batch,
+    losses: np.ndarray,
+    start: int = 0,
+    version: str = "L1.0",
+    episode: str = "",
+    acted_on: list[Alert] | None = None,
+) -> list[Alert]:
     found = []
     for first in range(start, len(batch), 250):
         part = batch.slice(first, first + 250)
         scores = np.random.default_rng(first).random(len(part))
-        found += detectors.update(part, scores, losses[first : first + 250], "L1.0")
+        found += detectors.update(part, scores, losses[first : first + 250], version, episode=episode)
+        if acted_on is not None:
+            acted_on += detectors.due
     return found
 
 
@@ -137,8 +147,8 @@ def test_the_quick_kswin_fires_as_rivers_does() -> None:
     assert peers.alarms_of(peers.kswin(3), values) == slow
 
 
-@pytest.mark.parametrize(("guarded", "alarms"), [(False, 1), (True, 0)])
-def test_scores_that_are_off_while_a_new_model_is_guarded_are_no_news(guarded: bool, alarms: int) -> None:
+@pytest.mark.parametrize(("episode", "alarms"), [("", 1), ("ranks-9", 0)])
+def test_scores_that_are_off_while_an_alert_is_followed_are_no_news(episode: str, alarms: int) -> None:
     random = np.random.default_rng(5)
     rows, change = 40_000, 26_000
     logit = random.normal(-1.9, 1, rows)
@@ -148,5 +158,55 @@ def test_scores_that_are_off_while_a_new_model_is_guarded_are_no_news(guarded: b
     detectors, found = Detectors(SCHEMA, CONFIG, served=True), list[Alert]()
     for first in range(0, rows, 250):
         part, said = batch.slice(first, first + 250), scores[first : first + 250]
-        found += detectors.update(part, said, np.full(len(part), 0.5), "L2.0", guarded=guarded)
+        found += detectors.update(part, said, np.full(len(part), 0.5), "L2.0", episode=episode)
     assert [alert.detector for alert in found] == ["calibration"] * alarms
+
+
+def test_what_another_model_served_says_nothing_about_the_live_one() -> None:
+    rows, swap = 24_000, 8_000
+    batch, losses = stream(rows, rows, rows)
+    lineage = np.full(rows, 1, np.int32)
+    lineage[swap:] = np.where(
+        np.arange(rows - swap) % 2, 2, 1
+    )  # every second label is still of the model before
+    wrong = np.where(np.arange(rows) >= 16_000, 3.0 * (lineage == 1), 0.0) + losses
+    for known, alarms in ((lineage, 0), (np.zeros_like(lineage), 1)):
+        detectors, told = Detectors(SCHEMA, CONFIG, served=True), replace(batch, lineage=known)
+        assert feed(detectors, told.slice(0, swap), wrong) == []
+        detectors.swapped()
+        assert len(feed(detectors, told, wrong, swap, "L2.0")) == alarms
+
+
+def rises(*steps: tuple[int, float]) -> tuple[Batch, np.ndarray]:
+    """Losses that change by so much at each row."""
+    batch, losses = stream(26_000, 26_000, 26_000)
+    for row, by in steps:
+        losses[row:] += by
+    return batch, losses
+
+
+def test_a_loss_that_rises_further_while_its_alert_is_followed_is_the_same_drift() -> None:
+    batch, losses = rises((CHANGE, 0.3), (CHANGE + 5_000, 0.3))
+    alone = feed(Detectors(SCHEMA, CONFIG), batch, losses)
+    assert [alert.details["further"] for alert in alone] == [False, True]
+    detectors, acted_on = Detectors(SCHEMA, CONFIG), list[Alert]()
+    (first,) = feed(detectors, batch.slice(0, CHANGE + 3_000), losses)
+    assert feed(detectors, batch, losses, CHANGE + 3_000, "L1.0", first.alert_id, acted_on) == []
+    assert [(alert.alert_id, alert.since_ms) for alert in acted_on] == [(first.alert_id, alone[1].since_ms)]
+
+
+def test_a_loss_that_recovered_and_rises_is_another_drift_even_while_an_alert_is_followed() -> None:
+    batch, losses = rises((CHANGE, 0.5), (CHANGE + 3_000, -0.5), (CHANGE + 8_000, 0.5))
+    detectors = Detectors(SCHEMA, CONFIG)
+    (first,) = feed(detectors, batch.slice(0, CHANGE + 3_000), losses)
+    (second,) = feed(detectors, batch, losses, CHANGE + 3_000, "L1.0", first.alert_id)
+    assert second.alert_id != first.alert_id
+    assert abs(second.since_ms // 1_000 - CHANGE - 8_000) < 200
+
+
+def test_inputs_that_move_while_an_alert_of_the_loss_is_followed_are_news() -> None:
+    batch, losses = stream(22_000, CHANGE + 6_000, CHANGE)
+    detectors = Detectors(SCHEMA, CONFIG)
+    (first,) = feed(detectors, batch.slice(0, CHANGE + 3_000), losses)
+    (second,) = feed(detectors, batch, losses, CHANGE + 3_000, "L1.0", first.alert_id)
+    assert (first.level, second.level) == ("loss", "input")

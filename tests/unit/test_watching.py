@@ -21,7 +21,7 @@ from streams.outlet import ListOutlet
 from streams.rebuild import ledger_of
 from streams.task import Task
 from streams.watching import ServedWatch
-from streams.wire import EXAMPLES, KIND, LABELS, encode_examples
+from streams.wire import EXAMPLES, KIND, LABELS, decode_examples, encode_examples
 from tests.learner_log import PARTITIONS, EndingLog, Logged, labelled, records, small_task
 
 ROWS, CHANGE = 12_000, 8_000
@@ -118,6 +118,27 @@ def test_a_swap_of_the_model_that_serves_is_no_shift_of_the_scores() -> None:
     watching = watch(task, {0: log})
     watching.start()
     assert alarms(watching) == []
+
+
+def test_beside_a_canary_what_the_champion_serves_is_watched_all_the_same() -> None:
+    task, log = small_task(), dict[int, list[Record]]()
+    for partition, served_log in examples(task).items():
+        log[partition] = []
+        for record in served_log[::2]:  # the others are labels
+            rows, served, _ = decode_examples(record.value)
+            canary = np.arange(len(rows)) % 4 == 3
+            versions = ["L2.5" if own else "L1.3" for own in canary.tolist()]
+            rows = replace(rows, arm=np.where(canary, 2, -2).astype(np.int32))
+            value = encode_examples(rows, np.where(canary, np.float32(0.99), served), versions)
+            log[partition].append(
+                Logged(
+                    "examples", partition, record.offset, record.timestamp, value, None, [(KIND, EXAMPLES)]
+                )
+            )
+    watching = watch(task, log)
+    watching.start()
+    (alert,) = alarms(watching)
+    assert (alert.level, alert.subject, alert.version) == ("input", task.numbers[0], "L1.3")
 
 
 def learn(task: Task, data: Path, outlet: ListOutlet, label_rows: int) -> None:

@@ -1,6 +1,7 @@
 """Rows to bytes and back, bit for bit; damaged bytes and rows of another schema are refused."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,9 @@ def test_take_and_concat() -> None:
     again = Labelled.concat([whole.take(np.arange(2)), whole.take(np.arange(2, 5))])
     assert same(again.rows, whole.rows)
     assert again.version == whole.version
-    batch = whole.batch()
+    batch = replace(whole, version=["L1.4", "L12.3", "L1.5", "", "L2.0"]).batch()
     assert batch.event_ids == whole.rows.ids
+    assert batch.lineage.tolist() == [1, 12, 1, 0, 2]
     for name in ("label", "corrects"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
     share = real_share(whole.label, whole.served, whole.late_share)

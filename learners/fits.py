@@ -1,13 +1,18 @@
 """Which settings of a model fit what a task predicts. Imports no torch: a task file is checked with it."""
 
-from learners.batch import COUNTING_FAMILIES, GRADIENT_FAMILIES, MARGIN_FAMILIES, ModelConfig
+from learners.batch import FAMILIES, MARGIN_FAMILIES, ModelConfig
 from learners.target import Target
 
-VALUE_FAMILIES = tuple(family for family in GRADIENT_FAMILIES if family not in MARGIN_FAMILIES)
-CLASS_FAMILIES = tuple(family for family in VALUE_FAMILIES if family not in ("deepfm", "two_tower"))
+# What a family lacks for a kind of task, in words.
+_LACKS = {
+    "regression": {"naive_bayes": "counts classes"},
+    "multiclass": dict.fromkeys(("deepfm", "two_tower"), "says the products that it learns in one number"),
+}
+VALUE_FAMILIES = tuple(family for family in FAMILIES if family not in _LACKS["regression"])
+CLASS_FAMILIES = tuple(family for family in FAMILIES if family not in _LACKS["multiclass"])
 _FITTING = {
-    "regression": (VALUE_FAMILIES, ("auto", "mse", "mae", "huber")),
-    "multiclass": (CLASS_FAMILIES, ("auto", "focal")),
+    "regression": (VALUE_FAMILIES, ("auto", "mse", "mae", "huber"), ("auto",)),
+    "multiclass": (CLASS_FAMILIES, ("auto", "focal"), ("auto", "hinge")),
 }
 _LARGEST_WEIGHT = 1e6
 
@@ -19,13 +24,12 @@ def misfit(config: ModelConfig, target: Target) -> tuple[str, str, str] | None:
         return "class_weights", why, "leave it out" + ("" if target.is_value else "; see positive_weight")
     if target.kind == "binary":
         return None
-    families, losses = _FITTING[target.kind]
+    families, losses, of_margins = _FITTING[target.kind]
     if config.family not in families:
-        return (
-            "family",
-            f"{_why(config.family)} and cannot learn a {target.kind} task",
-            f"use one of {', '.join(families)}",
-        )
+        lack = _LACKS[target.kind][config.family]
+        why = f"family {config.family!r} {lack} and cannot learn a {target.kind} task"
+        return "family", why, f"use one of {', '.join(families)}"
+    losses = of_margins if config.family in MARGIN_FAMILIES else losses
     if config.loss not in losses:
         why = f"loss {config.loss!r} does not go with a {target.kind} task"
         return "loss", why, f"use one of {', '.join(losses)}"
@@ -43,11 +47,3 @@ def _of_classes(config: ModelConfig, target: Target) -> tuple[str, str, str] | N
         fix = f"give {count}, in the order of task.classes, each above 0 and at most {_LARGEST_WEIGHT:g}"
         return "class_weights", f"class_weights is {list(weights)}", fix
     return None
-
-
-def _why(family: str) -> str:
-    if family in COUNTING_FAMILIES:
-        return f"family {family!r} counts zeros and ones"
-    if family in MARGIN_FAMILIES:
-        return f"family {family!r} learns which side a row is on"
-    return f"family {family!r} says the products that it learns in one number"

@@ -23,6 +23,7 @@ MeanLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 HUBER_DELTA = 0.25  # on the scale of a probability: errors above count linearly
 VALUE_DELTA = 1.0  # the same of a value, in standard deviations of the labels
+INSENSITIVE = 0.1  # of a support vector machine, in standard deviations of the labels
 SMALLEST_BASE = 1e-6  # (1 - p)^gamma has an infinite slope at 0 where gamma is below 1
 
 
@@ -42,6 +43,18 @@ def hinge(margins: Tensor, label: Tensor) -> Tensor:
     return torch.clamp_min(1.0 - (2.0 * label - 1.0) * margins, 0.0)
 
 
+def hinge_of_classes(margins: Tensor, label: Tensor) -> Tensor:
+    """Crammer & Singer 2001: zero where the margin [n, K] of the label's class is 1 above every other one."""
+    own = functional.one_hot(label.long(), margins.shape[1]).bool()
+    other = margins.masked_fill(own, -torch.inf).amax(1)
+    return torch.clamp_min(1.0 + other - margins[own], 0.0)
+
+
+def insensitive(value: Tensor, label: Tensor) -> Tensor:
+    """Vapnik 1995: an error of up to `INSENSITIVE` costs nothing, beyond it counts linearly."""
+    return torch.clamp_min(torch.abs(value - label) - INSENSITIVE, 0.0)
+
+
 def mse(logits: Tensor, label: Tensor) -> Tensor:
     """Squared error of the probability (the Brier score)."""
     return torch.square(torch.sigmoid(logits) - label)
@@ -57,16 +70,19 @@ def huber(logits: Tensor, label: Tensor) -> Tensor:
     return functional.huber_loss(torch.sigmoid(logits), label, reduction="none", delta=HUBER_DELTA)
 
 
-def of_classes(
-    gamma: float, weights: Sequence[float], logits: Tensor, label: Tensor, weight: Tensor | None
-) -> Tensor:
-    """The mean cross-entropy of logits [n, K] against numbers of classes [n], each class with its weight, if any.
-
-    With `gamma` above 0 it is focal (Lin et al. 2017), as of two classes.
-    """
+def entropy_of_classes(logits: Tensor, label: Tensor, gamma: float = 0.0) -> Tensor:
+    """Cross-entropy [n] of logits [n, K] against numbers of classes [n]; with `gamma` above 0 focal, as of two."""
     losses = functional.cross_entropy(logits, label.long(), reduction="none")
     if gamma:
         losses = losses * (1.0 - torch.exp(-losses)).clamp_min(SMALLEST_BASE).pow(gamma)
+    return losses
+
+
+def of_classes(
+    loss: Loss, weights: Sequence[float], logits: Tensor, label: Tensor, weight: Tensor | None
+) -> Tensor:
+    """The mean loss of logits [n, K] against numbers of classes [n], each class with its weight, if any."""
+    losses = loss(logits, label)
     if weights:
         losses = losses * _constant(tuple(weights), losses.device)[label.long()]
     return mean(losses, weight)
@@ -79,11 +95,12 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def of_values(name: str) -> MeanLoss:
-    """The mean loss of values [n] by name: "mse", "mae" or "huber". KeyError for another one."""
+    """The mean loss of values [n] by name: "mse", "mae", "huber" or "insensitive". KeyError for another one."""
     each: dict[str, Loss] = {
         "mse": partial(functional.mse_loss, reduction="none"),
         "mae": partial(functional.l1_loss, reduction="none"),
         "huber": partial(functional.huber_loss, reduction="none", delta=VALUE_DELTA),
+        "insensitive": insensitive,
     }
     loss = each[name]
     return lambda value, label, weight: mean(loss(value, label), weight)
@@ -91,13 +108,15 @@ def of_values(name: str) -> MeanLoss:
 
 def loss_of(config: ModelConfig, target: Target = BINARY) -> MeanLoss:
     """The mean loss that the settings ask for, positive rows counting `positive_weight` times."""
-    name = config.loss
+    name, margin = config.loss, config.family in MARGIN_FAMILIES
     if target.is_value:
-        return of_values("mse" if name == "auto" else name)
+        return of_values(("insensitive" if margin else "mse") if name == "auto" else name)
     if target.classes:
-        return partial(of_classes, config.focal_gamma if name == "focal" else 0.0, config.class_weights)
+        gamma = config.focal_gamma if name == "focal" else 0.0
+        loss = hinge_of_classes if margin else partial(entropy_of_classes, gamma=gamma)
+        return partial(of_classes, loss, config.class_weights)
     if name == "auto":
-        name = "hinge" if config.family in MARGIN_FAMILIES else "bce"
+        name = "hinge" if margin else "bce"
     if name == "bce" and config.positive_weight == 1.0:
         return functional.binary_cross_entropy_with_logits
     each: dict[str, Loss] = {

@@ -10,7 +10,7 @@ LARGEST_MODEL = 15 << 20
 
 _HEADER = 4096  # names and shapes of the tensors
 _CROSS_LAYERS = 2
-_NODE, _OBSERVED = 8, 8  # numbers of a tree's node, and of a column at one
+_NODE, _OBSERVED = 6, 2  # numbers of a tree's node, and of a column at one, besides those of each class
 
 
 def whole_model_bytes(config: ModelConfig, schema: Schema) -> int:
@@ -49,7 +49,7 @@ def _fields(config: ModelConfig, schema: Schema) -> int:
 def _row_bytes(config: ModelConfig, outputs: int) -> int:
     width = outputs + config.embedding
     if config.family in COUNTING_FAMILIES:
-        width = 2
+        width = max(2, outputs)
     elif config.family in ("logistic", "svm"):
         width = outputs
     return 8 + 4 * width + (8 if config.table == "exact" else 0)  # an exact one has its id
@@ -59,22 +59,25 @@ def _dense_bytes(config: ModelConfig, schema: Schema) -> int:
     """Layers and running statistics, float32; see `learners.models`."""
     numbers, categories = len(schema.numbers), len(schema.categories)
     outputs = schema.target.width
-    statistics = 3 * numbers + 1 + max(2, outputs) + len(config.recent_labels)
+    classes = max(2, outputs)
+    statistics = 3 * numbers + 1 + classes + len(config.recent_labels)
     numbers += len(config.recent_labels)
     inputs = numbers + len(schema.fields) * config.embedding
     match config.family:
         case "logistic" | "svm" | "rff_svm":
             layers = outputs * (numbers + 1)
-            layers += config.random_features if config.family == "rff_svm" else 0
-            layers += 2 if config.family in MARGIN_FAMILIES else 0
+            layers += outputs * config.random_features if config.family == "rff_svm" else 0
+            layers += 1 + outputs if config.family in MARGIN_FAMILIES else 0
         case "naive_bayes":
-            layers = 6 * numbers
+            layers = 3 * classes * numbers
         case "knn":
-            layers = config.window * (numbers + categories + 2) + 2
+            layers = config.window * (numbers + categories * outputs + 2) + 2
         case "hoeffding_tree":
-            layers = 1 + (_NODE + _OBSERVED * (numbers + categories)) * (2 * config.leaves - 1)
+            columns = 0 if schema.target.is_value else numbers + categories * outputs
+            node = _NODE + classes + (_OBSERVED + 3 * classes) * columns
+            layers = 1 + node * (2 * config.leaves - 1)
         case "adaptive_random_forest":
-            layers = config.trees * (1 + 2 * _NODE * (2 * config.leaves - 1))
+            layers = config.trees * (1 + 2 * (_NODE + classes) * (2 * config.leaves - 1))
         case "two_tower":
             first, *rest = config.hidden or (config.embedding,)
             after = sum((before + 1) * width for before, width in pairwise((first, *rest)))

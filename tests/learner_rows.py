@@ -105,12 +105,27 @@ def auc(scores: np.ndarray, label: np.ndarray) -> float:
 
 
 VALUES = replace(SCHEMA, target=Target("regression"))
+COLOURS = Target("multiclass", ("red", "green", "blue"))
 
 
-def value_rows(n: int, seed: int = 0, *, unit: float = 1.0, level: float = 0.0, noise: float = 0.5) -> Batch:
+def value_rows(
+    n: int,
+    seed: int = 0,
+    schema: Schema = SCHEMA,
+    *,
+    unit: float = 1.0,
+    level: float = 0.0,
+    noise: float = 0.5,
+) -> Batch:
     """Rows as `rows`, whose label is a value: `level` and `unit` times what follows from number and category."""
-    batch = rows(n, seed)
+    batch = rows(n, seed, schema)
     random = np.random.default_rng(seed + 1)
     odd = np.where(batch.categories[:, 0] % 2 == 1, 2.0, -2.0)
     signal = batch.numbers[:, 0].astype(np.float64) + odd + random.normal(0, noise, n)
     return replace(batch, label=(level + unit * signal).astype(np.float32))
+
+
+def class_rows(n: int, seed: int = 0, schema: Schema = SCHEMA) -> Batch:
+    """Rows as of `value_rows`, whose label is one of three classes by the value; the last is rare."""
+    batch = value_rows(n, seed, schema)
+    return replace(batch, label=np.digitize(batch.label, (-1.0, 5.0)).astype(np.float32))

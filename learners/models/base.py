@@ -269,6 +269,12 @@ def merged(
     return mean + gap * share, var, total
 
 
+def shares_of(logits: Tensor) -> Tensor:
+    """Softmax of logits [n, K]: probabilities, none of them 0."""
+    below = logits - logits.amax(1, keepdim=True)
+    return torch.softmax(below.clamp_min_(-LARGEST_LOGIT), 1)
+
+
 def tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     """A tensor on `device`; shares memory with the array where it can. Copies read-only ones (Arrow's).
 

@@ -1,7 +1,8 @@
 """Linear models over scaled numbers and one hashed weight a category value, and the kernel machine.
 
 A support vector machine learns a margin, not a probability. Its score is Platt's sigmoid of the margin (Platt
-1999), fitted online: two numbers learn by cross-entropy beside the margin, which does not feel them.
+1999), fitted online: two numbers learn by cross-entropy beside the margin, which does not feel them. Where labels are
+values, the margin is the value (support vector regression).
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import ModelConfig, Schema
-from learners.losses import bce, mean
+from learners.losses import bce, entropy_of_classes, mean
 from learners.models.base import LARGEST_LOGIT
 from learners.models.net import Net, uniform_cells
 
@@ -29,46 +30,51 @@ class Logistic(Net):
 
 
 class Margin(Net):
-    """A head that is a margin: trained by the hinge loss, scored through the online sigmoid.
+    """A head that is a margin, or one for each class: trained by the hinge loss, scored through the online sigmoid.
 
     `sigmoid` [2] is (log of the slope, shift from the base rate), (0, 0) at first. The slope stays positive: it
-    cannot turn the order of scores round.
+    cannot turn the order of scores round. Of several classes it is a softmax, with a shift for each: [1 + K]. Where
+    values are predicted there is none, and the margin is the value.
     """
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int, width: int) -> None:
         super().__init__(schema, config, seed, width)
-        self.sigmoid = nn.Parameter(torch.zeros(2))
+        if not self.values:
+            self.sigmoid = nn.Parameter(torch.zeros(1 + self.outputs))
 
     def calibrated(self, margins: Tensor) -> Tensor:
-        """Logits [n] of margins [n]."""
-        return torch.exp(self.sigmoid[0]) * margins + self.sigmoid[1] + self.base_rate()
+        """Logits [n] or [n, K] of as many margins."""
+        return torch.exp(self.sigmoid[0]) * margins + self.sigmoid[1:] + self.base_rate()
 
     def margins(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """Margins [n] of raw numbers [n, N] and gathered table rows [n, C, width]; above 0 is positive."""
+        """Margins [n] or [n, K] of raw numbers [n, N] and gathered table rows [n, C, width]; above 0 is positive."""
         return self.said(numbers, rows).float()
 
     def logits(self, numbers: Tensor, rows: Tensor) -> Tensor:
         """See the base class."""
-        return self.calibrated(self.margins(numbers, rows))
+        margins = self.margins(numbers, rows)
+        return margins if self.values else self.calibrated(margins)
 
     def objective(self, numbers: Tensor, rows: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
         """The hinge loss of the margins, and the cross-entropy of the sigmoid over them as they are."""
+        if self.values:
+            return super().objective(numbers, rows, label, weight)
         margins = self.margins(numbers, rows)
         fixed = margins.detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        return self.loss(margins, label, weight) + mean(bce(self.calibrated(fixed), label), weight)
+        entropy = entropy_of_classes if self.schema.target.classes else bce
+        return self.loss(margins, label, weight) + mean(entropy(self.calibrated(fixed), label), weight)
 
 
 class LinearSVM(Margin):
     """Linear support vector machine by stochastic gradients (Shalev-Shwartz et al. 2007); L2 by `weight_decay`."""
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1)
-        self.output = self.linear(len(schema.numbers), 1, zero=True)
+        super().__init__(schema, config, seed, width=schema.target.width)
+        self.output = self.linear(len(schema.numbers), self.outputs, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
-        """Margins [n]; see the base class for shapes."""
-        margins: Tensor = self.output(scaled).squeeze(1) + rows.sum((1, 2))
-        return margins
+        """Margins [n] or [n, K]; see the base class for shapes."""
+        return self.flat(self.output(scaled)) + self.wide(rows)
 
 
 class KernelSVM(Margin):
@@ -84,19 +90,18 @@ class KernelSVM(Margin):
     phases: Tensor
 
     def __init__(self, schema: Schema, config: ModelConfig, seed: int) -> None:
-        super().__init__(schema, config, seed, width=1 + config.embedding)
+        super().__init__(schema, config, seed, width=schema.target.width + config.embedding)
         inputs = len(schema.numbers) + len(schema.fields) * config.embedding
         directions, phases = fourier(seed, inputs, config.random_features)
         spread = config.kernel_width * inputs**0.5
         self.register_buffer("directions", directions / spread, persistent=False)
         self.register_buffer("phases", phases, persistent=False)
-        self.output = self.linear(len(schema.numbers) + config.random_features, 1, zero=True)
+        self.output = self.linear(len(schema.numbers) + config.random_features, self.outputs, zero=True)
 
     def head(self, scaled: Tensor, rows: Tensor) -> Tensor:
-        """Margins [n]; see the base class for shapes."""
-        features = self.features(torch.cat((scaled, rows[:, :, 1:].flatten(1)), 1))
-        margins: Tensor = self.output(torch.cat((scaled, features), 1)).squeeze(1)
-        return margins + rows[:, :, 0].sum(1)
+        """Margins [n] or [n, K]; see the base class for shapes."""
+        features = self.features(torch.cat((scaled, rows[:, :, self.outputs :].flatten(1)), 1))
+        return self.flat(self.output(torch.cat((scaled, features), 1))) + self.wide(rows)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Random Fourier features [n, random_features] of inputs [n, d], each of mean square 1."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from learners.batch import ModelConfig, Schema
 from learners.blocks import EMBEDDED
 from learners.losses import loss_of
-from learners.models.base import LARGEST_LOGIT, EventModel
+from learners.models.base import LARGEST_LOGIT, EventModel, shares_of
 
 LARGEST_FIRST_WEIGHT = (
     0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
@@ -63,9 +63,7 @@ class Net(EventModel):
             said = self.logits(numbers, rows).clamp_(-LARGEST_OUTPUT, LARGEST_OUTPUT)
             return self.label_mean + self.unit * said
         if self.schema.target.classes:
-            logits = self.logits(numbers, rows)
-            below = logits - logits.amax(1, keepdim=True)
-            return torch.softmax(below.clamp_min_(-LARGEST_LOGIT), 1)
+            return shares_of(self.logits(numbers, rows))
         return torch.sigmoid(self.logits(numbers, rows).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:

@@ -1,50 +1,71 @@
-"""Growing Hoeffding trees, a row at a time, compiled.
+"""Growing Hoeffding trees, a row at a time, compiled; `leaf_kernels` has what a leaf keeps.
 
-Trees live in the blocks of a `Grove`: B blocks of K nodes, of which each leaf observes m of the F columns. A
-node's record is float32 [8], see the constants. Children have higher numbers than their parent, so every path
-ends. A column that is unknown (NaN) is above every threshold.
+Trees live in the blocks of a `Grove`: B blocks of K nodes, of which each leaf observes m of the F columns.
+Children have higher numbers than their parent, so every path ends. A column that is unknown (NaN) is above every
+threshold.
 """
 
+import hashlib
+import inspect
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-# The last two: the log loss (of late) of the leaf's share of positives, and that of its naive Bayes.
-FEATURE, THRESHOLD, LEFT, RIGHT, NEGATIVES, POSITIVES, BY_COUNT, BY_BAYES, RECORD = range(9)
-LEAF = -1.0  # the feature of a node without children
+from learners.models import leaf_kernels
+from learners.models.leaf_kernels import (
+    BY_BAYES,
+    BY_COUNT,
+    COUNTS,
+    FEATURE,
+    LEAF,
+    LEFT,
+    RIGHT,
+    THRESHOLD,
+    below,
+    class_cut,
+    count_class,
+    count_value,
+    in_bins,
+    note_class,
+    note_value,
+    said,
+    value_cut,
+)
 
-# What is remembered of a column at a leaf: for each class its weight, mean and sum of squared deviations; then
-# the smallest and the largest value.
-WEIGHT, MEAN, SQUARES, SMALLEST, LARGEST, OBSERVED = 0, 1, 2, 6, 7, 8
-NEVER_NEGATIVE = (WEIGHT, SQUARES, WEIGHT + 3, SQUARES + 3)
-
-LEAF_ROWS = 5_000.0  # weight that a leaf's counts remember: older rows fade
 LOSS_ROWS = 500.0  # rows over which a leaf compares its two ways to guess
-LEAST_VARIANCE = 1e-4
-# Nats that the columns of a leaf may add: they overlap, and naive Bayes takes them for independent.
-MOST_SAID = 4.0
-CUTS = 10  # thresholds that are tried for a column
 TIE = 0.05  # once the bound is this small, the best split is taken even if another is as good
-SMALLEST_GAIN = 0.001  # bits; a split that gains less is noise
-SMALLEST_BRANCH = 0.01  # share of the rows that each branch must get
+SMALLEST_GAIN = 0.001  # share of the bits of the classes; a split that gains less is noise
 POISSON = 6.0  # mean weight of a row in a tree of a forest (Bifet, Holmes & Pfahringer 2010)
 MOST_WEIGHT = 30
 WARNING, DRIFT = 5e-3, 1e-4  # confidence that a tree has become worse: grow another beside it; replace it
 TOTAL, WRONG, BEST_TOTAL, BEST_WRONG, BACKGROUND, WATCHED = range(6)  # a tree's record in `Grove.watch`
+TRIED = -1  # in `Grove.totals`
+
+
+_LEAVES = hashlib.blake2b(inspect.getsource(leaf_kernels).encode(), digest_size=4).hexdigest()
+
+
+def kernel(function: Any) -> Any:
+    """A kernel as of `leaf_kernels`, whose code is part of this one's: its hash is in the name under which numba keeps
+    the machine code, as numba only looks whether this file has changed.
+    """
+    function.__qualname__ += _LEAVES
+    return leaf_kernels.kernel(function)
 
 
 class Grove(NamedTuple):
-    """The arrays that the kernels write, for B blocks and T trees.
+    """The arrays that the kernels write, for B blocks and T trees over classes, or over `values`.
 
-    `nodes` float32 [B, K, 8]; `observers` float32 [B, K, m, 8]; `totals` float64 [B, K, 3]: weight of negatives
-    and positives since the node began, and of both at the last attempt to split; `subset` int32 [B, K, m]: the
-    observed columns; `used` int32 [B]: nodes in use; `births` int64 [B]: which planting of the block this is;
-    `blocks` int32 [T, 2]: the tree's block, and that of the one grown beside it; `watch` float64 [T, 5].
+    `nodes` float32 [B, K, …] and `observers` float32 [B, K, m, …]: see `leaf_kernels`; `totals` float64 [B, K, …]:
+    since the node began, the weight of each class, or weight, mean and squared deviations of the labels; then the
+    weight of all at the last attempt to split; `subset` int32 [B, K, m]: the observed columns; `used` int32 [B]: nodes
+    in use; `births` int64 [B]: which planting of the block this is; `blocks` int32 [T, 2]: the tree's block, and that
+    of the one grown beside it; `watch` float64 [T, 5].
     """
 
+    values: bool
     nodes: NDArray[np.float32]
     observers: NDArray[np.float32]
     totals: NDArray[np.float64]
@@ -55,9 +76,16 @@ class Grove(NamedTuple):
     watch: NDArray[np.float64]
 
 
-def kernel(function: Any) -> Any:
-    """Compiles at the first call and keeps the machine code on disk, so that only the first process waits."""
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
+class Habits(NamedTuple):
+    """How trees grow: an `adaptive` grove is a forest, whose rows have random weights on top and whose trees are
+    watched and replaced; in a single tree the leaves compare their two ways to guess. A leaf tries to split every
+    `grace` rows.
+    """
+
+    adaptive: bool
+    grace: float
+    confidence: float
+    seed: int
 
 
 @kernel
@@ -86,7 +114,7 @@ def poisson(chance: float) -> int:
 
 @kernel
 def find(nodes: NDArray[np.float32], row: NDArray[np.float32]) -> int:
-    """The leaf of one tree [K, 8] that a row [F] falls into."""
+    """The leaf of one tree [K, …] that a row [F] falls into."""
     at = 0
     while nodes[at, FEATURE] >= 0.0:
         side = LEFT if row[int(nodes[at, FEATURE])] <= nodes[at, THRESHOLD] else RIGHT
@@ -121,54 +149,34 @@ def plant(grove: Grove, block: int, columns: int, seed: int) -> None:
 
 @kernel
 def absorb(
-    grove: Grove, block: int, node: int, row: NDArray[np.float32], positive: int, weight: float
+    grove: Grove, block: int, node: int, row: NDArray[np.float32], label: float, weight: float
 ) -> None:
-    """Count a row at its leaf and in the leaf's observers (West 1979)."""
+    """Count a row at its leaf and in the leaf's observers."""
     record, totals = grove.nodes[block, node], grove.totals[block, node]
-    record[NEGATIVES + positive] += weight
-    both = record[NEGATIVES] + record[POSITIVES]
-    if both > LEAF_ROWS:
-        record[NEGATIVES] *= LEAF_ROWS / both
-        record[POSITIVES] *= LEAF_ROWS / both
-    totals[positive] += weight
+    if grove.values:
+        count_value(record, totals, label, weight)
+    else:
+        count_class(record, totals, int(label), weight)
     for at in range(grove.subset.shape[2]):
         value = row[grove.subset[block, node, at]]
         if not math.isfinite(value):
             continue
-        seen = grove.observers[block, node, at]
-        new = seen[0] + seen[3] == 0.0
-        seen[SMALLEST] = value if new else min(seen[SMALLEST], value)
-        seen[LARGEST] = value if new else max(seen[LARGEST], value)
-        first = 3 * positive
-        seen[first] += weight
-        gap = value - seen[first + 1]
-        seen[first + 1] += gap * weight / seen[first]
-        seen[first + 2] += weight * gap * (value - seen[first + 1])
+        if grove.values:
+            note_value(grove.observers[block, node, at], value, label, weight)
+        else:
+            note_class(grove.observers[block, node, at], value, int(label), weight)
 
 
 @kernel
-def said(observers: NDArray[np.float32], subset: NDArray[np.int32], row: NDArray[np.float32]) -> float:
-    """Log of how much likelier the observed columns of a row are among the positives of a leaf: naive Bayes."""
-    total = 0.0
-    for at in range(subset.shape[0]):
-        seen, value = observers[at], row[subset[at]]
-        if seen[WEIGHT] < 2.0 or seen[WEIGHT + 3] < 2.0 or not math.isfinite(value):
-            continue
-        for first, sign in ((0, -1.0), (3, 1.0)):
-            variance = seen[first + SQUARES] / seen[first + WEIGHT] + LEAST_VARIANCE
-            gap = value - seen[first + MEAN]
-            total -= sign * 0.5 * (gap * gap / variance + math.log(variance))
-    return min(max(total, -MOST_SAID), MOST_SAID)
-
-
-@kernel
-def compare(grove: Grove, block: int, node: int, row: NDArray[np.float32], positive: int) -> None:
+def compare(grove: Grove, block: int, node: int, row: NDArray[np.float32], label: int) -> None:
     """Note the loss of a leaf's two ways to guess at a row before it is counted (after Gama et al. 2003)."""
     record = grove.nodes[block, node]
-    count = math.log((record[POSITIVES] + 1.0) / (record[NEGATIVES] + 1.0))
-    bayes = count + said(grove.observers[block, node], grove.subset[block, node], row)
-    for column, logit in ((BY_COUNT, count), (BY_BAYES, bayes)):
-        loss = math.log1p(math.exp(-logit if positive == 1 else logit))
+    counts = record[COUNTS:BY_COUNT] + np.float32(1.0)
+    columns = np.empty_like(counts)
+    said(grove.observers[block, node], grove.subset[block, node], row, columns)
+    both = counts * np.exp(columns)
+    for column, shares in ((BY_COUNT, counts), (BY_BAYES, both)):
+        loss = -math.log(shares[label] / shares.sum())
         record[column] += (loss - record[column]) / LOSS_ROWS
 
 
@@ -177,132 +185,106 @@ def score(
     grove: Grove,
     active: NDArray[np.int64],
     rows: NDArray[np.float32],
-    base: float,
+    base: NDArray[np.float32],
     prior: float,
     out: NDArray[np.float32],
 ) -> None:
-    """The mean over the trees in blocks `active` [T] of the probability at each row's leaf, into `out` [n].
+    """The mean over the trees in blocks `active` [T] of what each row's leaf says, into `out` [n, K], of values [n, 1].
 
-    A leaf has `prior` rows of the `base` rate on top of its own.
+    A leaf has `prior` rows of the `base` on top of its own: the shares [K] of the classes, or the mean label [1].
     """
+    columns, shares = np.empty_like(base), np.empty_like(base)
+    out[:] = 0.0
     for at in range(rows.shape[0]):
-        total = 0.0
         for block in active:
             leaf = find(grove.nodes[block], rows[at])
             record = grove.nodes[block, leaf]
-            positives = record[POSITIVES] + prior * base
-            negatives = record[NEGATIVES] + prior * (1.0 - base)
+            if grove.values:
+                weight, mean = record[COUNTS], record[COUNTS + 1]
+                out[at, 0] += base[0] + (mean - base[0]) * weight / (weight + prior)
+                continue
+            shares[:] = record[COUNTS:BY_COUNT] + np.float32(prior) * base
             if record[BY_BAYES] < record[BY_COUNT]:
-                more = said(grove.observers[block, leaf], grove.subset[block, leaf], rows[at])
-                positives *= math.exp(more)
-            total += positives / (positives + negatives)
-        out[at] = total / len(active)
+                said(grove.observers[block, leaf], grove.subset[block, leaf], rows[at], columns)
+                shares *= np.exp(columns)
+            out[at] += shares / shares.sum()
+    out /= np.float32(len(active))
 
 
 @kernel
-def below(seen: NDArray[np.float32], positive: int, threshold: float) -> float:
-    """Weight of a class at or below a threshold, if its values were normally distributed."""
-    weight, mean = seen[3 * positive], seen[3 * positive + 1]
-    if weight == 0.0:
-        return 0.0
-    spread = math.sqrt(seen[3 * positive + 2] / weight)
-    if spread == 0.0:
-        return float(weight) if mean <= threshold else 0.0
-    return float(weight * 0.5 * (1.0 + math.erf((threshold - mean) / (spread * math.sqrt(2.0)))))
+def rows_of(grove: Grove, totals: NDArray[np.float64]) -> float:
+    """The weight of all rows that a node counted since it began."""
+    return float(totals[0] if grove.values else totals[:TRIED].sum())
 
 
 @kernel
-def entropy(negatives: float, positives: float) -> float:
-    """Bits of a split into two classes."""
-    both, bits = negatives + positives, 0.0
-    for part in (negatives, positives):
-        if part > 0.0:
-            bits -= part / both * math.log2(part / both)
-    return bits
-
-
-@kernel
-def best_cut(seen: NDArray[np.float32], negatives: float, positives: float) -> tuple[float, float]:
-    """Gain in bits, and threshold, of a column's best split among evenly spaced ones; (0, 0) if none is."""
-    best, threshold, both = 0.0, 0.0, negatives + positives
-    low, high = seen[SMALLEST], seen[LARGEST]
-    for cut in range(1, CUTS + 1):
-        # In float32, as the record will hold it.
-        at = float(np.float32(low + (high - low) * cut / (CUTS + 1)))
-        left_negatives = min(below(seen, 0, at), negatives)
-        left_positives = min(below(seen, 1, at), positives)
-        left = left_negatives + left_positives
-        if left < SMALLEST_BRANCH * both or both - left < SMALLEST_BRANCH * both:
-            continue
-        right_negatives, right_positives = negatives - left_negatives, positives - left_positives
-        after = left * entropy(left_negatives, left_positives)
-        after += (both - left) * entropy(right_negatives, right_positives)
-        gain = entropy(negatives, positives) - after / both
-        if gain > best:
-            best, threshold = gain, at
-    return best, threshold
+def pure(grove: Grove, totals: NDArray[np.float64]) -> bool:
+    """Whether all labels of a node are the same."""
+    if grove.values:
+        return bool(totals[2] <= 0.0)
+    return bool(np.count_nonzero(totals[:TRIED]) < 2)
 
 
 @kernel
 def attempt(grove: Grove, block: int, node: int, columns: int, confidence: float, seed: int) -> None:
     """Split a leaf if its best column is better than the next, and than none, by Hoeffding's bound."""
-    negatives, positives = grove.totals[block, node, 0], grove.totals[block, node, 1]
-    if negatives == 0.0 or positives == 0.0 or grove.used[block] + 2 > grove.nodes.shape[1]:
+    totals = grove.totals[block, node]
+    if pure(grove, totals) or grove.used[block] + 2 > grove.nodes.shape[1]:
         return
     best, second, threshold, chosen = 0.0, 0.0, 0.0, 0
     for at in range(grove.subset.shape[2]):
-        gain, cut = best_cut(grove.observers[block, node, at], negatives, positives)
+        seen = grove.observers[block, node, at]
+        gain, cut = value_cut(seen, totals) if grove.values else class_cut(seen, totals[:TRIED])
         if gain > best:
             best, second, threshold, chosen = gain, best, cut, at
         elif gain > second:
             second = gain
-    # The gain of two classes lies between 0 and 1 bit.
-    bound = math.sqrt(-math.log(confidence) / (2.0 * (negatives + positives)))
-    if best >= SMALLEST_GAIN and (best - second > bound or bound < TIE):
+    # The gain of classes is a share, from 0 to 1; of values it is how much better the best column is than the next
+    # that is (Ikonomovska et al. 2011), and chance explains so much of their variance with probability `confidence`.
+    bound = math.sqrt(-math.log(confidence) / (2.0 * rows_of(grove, totals)))
+    least = 4.0 * bound * bound if grove.values else SMALLEST_GAIN
+    lead = 1.0 - second / best if grove.values and best > 0.0 else best - second
+    if best >= least and (lead > bound or bound < TIE):
         split(grove, block, node, chosen, threshold)
         for child in (grove.used[block] - 2, grove.used[block] - 1):
-            counts = grove.nodes[block, child, NEGATIVES : POSITIVES + 1].copy()
+            counts = grove.nodes[block, child, COUNTS:BY_COUNT].copy()
             begin(grove, block, child, columns, seed)
-            grove.nodes[block, child, NEGATIVES : POSITIVES + 1] = counts
+            grove.nodes[block, child, COUNTS:BY_COUNT] = counts
 
 
 @kernel
 def split(grove: Grove, block: int, node: int, chosen: int, threshold: float) -> None:
-    """Give a leaf two children, which begin with the counts that its observers expect of them."""
+    """Give a leaf two children, which begin with what its observers expect of them."""
     record, totals = grove.nodes[block, node], grove.totals[block, node]
-    left = grove.used[block]
-    for positive in range(2):
-        both = totals[positive]
-        under = min(below(grove.observers[block, node, chosen], positive, threshold), both)
-        grove.nodes[block, left, NEGATIVES + positive] = under
-        grove.nodes[block, left + 1, NEGATIVES + positive] = both - under
+    seen, at = grove.observers[block, node, chosen], grove.used[block]
+    left, right = grove.nodes[block, at, COUNTS:BY_COUNT], grove.nodes[block, at + 1, COUNTS:BY_COUNT]
+    if grove.values:
+        weight, off = in_bins(seen, threshold, totals[1])
+        left[0], left[1] = weight, totals[1] + off / weight
+        right[0], right[1] = totals[0] - weight, totals[1] - off / (totals[0] - weight)
+    else:
+        for label in range(left.shape[0]):
+            left[label] = min(below(seen, label, threshold), totals[label])
+            right[label] = totals[label] - left[label]
     record[FEATURE] = grove.subset[block, node, chosen]
     record[THRESHOLD] = threshold
-    record[LEFT], record[RIGHT] = left, left + 1
+    record[LEFT], record[RIGHT] = at, at + 1
     grove.used[block] += 2
 
 
 @kernel
 def grow(
-    grove: Grove,
-    block: int,
-    row: NDArray[np.float32],
-    positive: int,
-    weight: float,
-    bayes: bool,
-    grace: float,
-    confidence: float,
-    seed: int,
+    grove: Grove, habits: Habits, block: int, row: NDArray[np.float32], label: float, weight: float
 ) -> None:
     """VFDT's step (Domingos & Hulten 2000): count the row at its leaf; every `grace` rows, try to split it."""
     leaf = find(grove.nodes[block], row)
-    if bayes:
-        compare(grove, block, leaf, row, positive)
-    absorb(grove, block, leaf, row, positive, weight)
+    if not (habits.adaptive or grove.values):
+        compare(grove, block, leaf, row, int(label))
+    absorb(grove, block, leaf, row, label, weight)
     totals = grove.totals[block, leaf]
-    if totals[0] + totals[1] - totals[2] >= grace:
-        totals[2] = totals[0] + totals[1]
-        attempt(grove, block, leaf, row.shape[0], confidence, seed)
+    if rows_of(grove, totals) - totals[TRIED] >= habits.grace:
+        totals[TRIED] = rows_of(grove, totals)
+        attempt(grove, block, leaf, row.shape[0], habits.confidence, habits.seed)
 
 
 @kernel
@@ -329,15 +311,27 @@ def worse(watch: NDArray[np.float64], wrong: float) -> int:
 
 
 @kernel
-def look_after(grove: Grove, tree: int, row: NDArray[np.float32], positive: int, seed: int) -> None:
+def error(grove: Grove, block: int, row: NDArray[np.float32], label: float, unit: float) -> float:
+    """How wrong a tree is about a row, from 0 to 1: whether it names another class; of a value that is off by e,
+    e / (e + unit).
+    """
+    record = grove.nodes[block, find(grove.nodes[block], row)]
+    if grove.values:
+        off = abs(label - record[COUNTS + 1])
+        return float(off / (off + unit))
+    return 1.0 if np.argmax(record[COUNTS:BY_COUNT]) != int(label) else 0.0
+
+
+@kernel
+def look_after(
+    grove: Grove, tree: int, row: NDArray[np.float32], label: float, unit: float, seed: int
+) -> None:
     """A forest's care for one tree before it learns a row (Gomes et al. 2017).
 
     When it may have become worse, another is grown beside it; when it has, that one takes its place.
     """
     watch, blocks = grove.watch[tree], grove.blocks[tree]
-    record = grove.nodes[blocks[0], find(grove.nodes[blocks[0]], row)]
-    guess = 1 if record[POSITIVES] > record[NEGATIVES] else 0
-    state = worse(watch, 1.0 if guess != positive else 0.0)
+    state = worse(watch, error(grove, blocks[0], row, label, unit))
     if state == 0 or (state == 1 and watch[BACKGROUND] == 1.0):
         return
     if watch[BACKGROUND] == 0.0:
@@ -351,29 +345,26 @@ def look_after(grove: Grove, tree: int, row: NDArray[np.float32], positive: int,
 @kernel
 def learn(
     grove: Grove,
+    habits: Habits,
     rows: NDArray[np.float32],
     label: NDArray[np.float32],
     votes: NDArray[np.float32],
     before: int,
-    adaptive: bool,
-    grace: float,
-    confidence: float,
-    seed: int,
+    unit: float,
 ) -> None:
     """All trees learn rows [n, F] with labels and weights [n] in order; `before` rows were learned so far.
 
-    An `adaptive` grove is a forest: rows have random weights on top, trees are watched and replaced. In a single tree
-    the leaves compare their two ways to guess.
+    `unit` is the standard deviation of labels that are values.
     """
     for at in range(rows.shape[0]):
-        row, positive = rows[at], int(label[at])
+        row, truth = rows[at], float(label[at])
         for tree in range(grove.blocks.shape[0]):
             weight = float(votes[at])
-            if adaptive:
-                look_after(grove, tree, row, positive, seed)
-                weight *= float(poisson(uniform(seed, before + at, tree)))
+            if habits.adaptive:
+                look_after(grove, tree, row, truth, unit, habits.seed)
+                weight *= float(poisson(uniform(habits.seed, before + at, tree)))
             if weight == 0.0:
                 continue
-            grow(grove, grove.blocks[tree, 0], row, positive, weight, not adaptive, grace, confidence, seed)
+            grow(grove, habits, grove.blocks[tree, 0], row, truth, weight)
             if grove.watch[tree, BACKGROUND] == 1.0:
-                grow(grove, grove.blocks[tree, 1], row, positive, weight, False, grace, confidence, seed)
+                grow(grove, habits, grove.blocks[tree, 1], row, truth, weight)

@@ -1,6 +1,7 @@
 """What every family must do, whatever it is: one suite over `FAMILIES`, as a new family joins it by its name."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,14 +12,28 @@ import torch
 
 from learners import weights
 from learners.batch import COUNTING_FAMILIES, FAMILIES, GRADIENT_FAMILIES, Batch, ModelConfig, Schema
+from learners.fits import misfit
 from learners.models import Counter, Net, build_model
 from learners.slot import BadUpdate, Slot, encode_full, encode_refresh
+from learners.target import BINARY
 from learners.trainer import Trainer
 from tests import learner_rows
-from tests.learner_rows import CONFIG, auc, contents, log_loss
+from tests.learner_rows import COLOURS, CONFIG, VALUES, auc, class_rows, contents, log_loss, value_rows
 from tests.learner_rows import RICH as SCHEMA
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
+SCHEMAS = {kind: replace(SCHEMA, target=target) for kind, target in
+           (("binary", BINARY), ("multiclass", COLOURS), ("regression", VALUES.target))}  # fmt: skip
+ROWS: dict[str, Callable[..., Batch]] = {
+    "binary": learner_rows.rows,
+    "multiclass": class_rows,
+    "regression": partial(value_rows, level=50.0),
+}
+every_kind = pytest.mark.parametrize(
+    ("family", "kind"),
+    [(family, kind) for kind, schema in SCHEMAS.items() for family in FAMILIES
+     if misfit(replace(CONFIG, family=family), schema.target) is None],
+)  # fmt: skip
 LEAST_AUC = {"logistic": 0.9, "svm": 0.9, "naive_bayes": 0.92}  # those that are linear; the others get 0.96
 rows = partial(learner_rows.rows, schema=SCHEMA)
 trainer_of = partial(learner_rows.trainer_of, schema=SCHEMA)
@@ -33,8 +48,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(family: str, **settings: Any) -> Trainer:
-    return trainer_of(family, **(SMALL | settings))
+def small(family: str, schema: Schema = SCHEMA, **settings: Any) -> Trainer:
+    return learner_rows.trainer_of(family, schema=schema, **(SMALL | settings))
 
 
 def scores_of(trainer: Trainer) -> np.ndarray:
@@ -42,7 +57,7 @@ def scores_of(trainer: Trainer) -> np.ndarray:
 
 
 def slot_of(trainer: Trainer) -> Slot:
-    return Slot(SCHEMA, trainer.config, 7, "cpu")
+    return Slot(trainer.schema, trainer.config, 7, "cpu")
 
 
 def sent(update: tuple[dict[str, Any], bytes]) -> tuple[dict[str, Any], bytes]:
@@ -153,41 +168,43 @@ def test_the_same_stream_gives_the_same_bits_and_leaves_the_global_generators_al
     assert drawn == np.random.random()  # noqa: NPY002
 
 
-@every_family
-def test_a_checkpoint_goes_on_bit_equal(family):
-    trainer = small(family)
-    trainer.train(rows(900))
+@every_kind
+def test_a_checkpoint_goes_on_bit_equal(family, kind):
+    schema, some = SCHEMAS[kind], partial(ROWS[kind], schema=SCHEMA)
+    trainer = small(family, schema=schema)
+    trainer.train(some(900))
     trainer.delta()
-    trainer.train(rows(100, 2))
-    other = Trainer(SCHEMA, ModelConfig(), seed=1, lineage="L9", device="cpu")
+    trainer.train(some(100, 2))
+    other = Trainer(schema, ModelConfig(), seed=1, lineage="L9", device="cpu")
     other.load(trainer.state())
     assert contents(other) == contents(trainer)
     for each in (trainer, other):
-        each.train(rows(700, 3))
+        each.train(some(700, 3))
     assert contents(other) == contents(trainer)
     assert other.state() == trainer.state()
+    assert trainer.rejected_steps == 0
 
 
-@every_family
-def test_a_chain_of_refreshes_serves_the_same_bits(family):
-    trainer = small(family)
+@every_kind
+def test_a_chain_of_refreshes_serves_the_same_bits(family, kind):
+    trainer = small(family, schema=SCHEMAS[kind])
     slot = slot_of(trainer)
-    for seed in range(4):
-        trainer.train(rows(300, seed))
+    for seed in range(3):
+        trainer.train(ROWS[kind](300, seed, SCHEMA))
         assert slot.apply(*refresh(trainer))
         scores, version = slot.score(UNSEEN.numbers, UNSEEN.categories)
         np.testing.assert_array_equal(scores, scores_of(trainer))
         assert version == trainer.version
 
 
-@every_family
-def test_a_whole_model_serves_the_same_bits_and_refreshes_follow_it(family):
-    trainer = small(family)
-    trainer.train(rows(1000))
-    slot = Slot(SCHEMA, ModelConfig(), 3, "cpu")  # of another family, with another seed
+@every_kind
+def test_a_whole_model_serves_the_same_bits_and_refreshes_follow_it(family, kind):
+    trainer = small(family, schema=SCHEMAS[kind])
+    trainer.train(ROWS[kind](1000, 0, SCHEMA))
+    slot = Slot(trainer.schema, ModelConfig(), 3, "cpu")  # of another family, with another seed
     slot.load_full(*full(trainer))
     np.testing.assert_array_equal(slot.score(UNSEEN.numbers, UNSEEN.categories)[0], scores_of(trainer))
-    trainer.train(rows(300, 1))
+    trainer.train(ROWS[kind](300, 1, SCHEMA))
     assert slot.apply(*refresh(trainer))
     np.testing.assert_array_equal(slot.score(UNSEEN.numbers, UNSEEN.categories)[0], scores_of(trainer))
 
@@ -255,11 +272,11 @@ def test_a_clone_keeps_the_scores_learns_on_and_leaves_its_parent_alone(family):
     np.testing.assert_array_equal(slot.score(UNSEEN.numbers, UNSEEN.categories)[0], scores_of(child))
 
 
-@every_family
+@every_kind
 @pytest.mark.parametrize("poisoned", ["label", "weight"])
-def test_a_rejected_step_leaves_no_trace(family, poisoned):
-    trainer, clean = small(family), small(family)
-    batch = rows(96)
+def test_a_rejected_step_leaves_no_trace(family, kind, poisoned):
+    trainer, clean = (small(family, schema=SCHEMAS[kind]) for _ in range(2))
+    batch = ROWS[kind](96, 0, SCHEMA)
     column = batch.label if poisoned == "label" else batch.weight
     column[40] = np.nan  # in the second of three steps
     trainer.train(batch)
@@ -269,12 +286,12 @@ def test_a_rejected_step_leaves_no_trace(family, poisoned):
     assert (trainer.rejected_steps, trainer.steps, trainer.examples) == (1, 2, 64)
 
 
-@every_family
-def test_a_row_scores_the_same_alone_and_in_company(family):
-    trainer = small(family)
-    trainer.train(rows(1000))
-    together = scores_of(trainer)[:50]
-    alone = [trainer.score(UNSEEN.numbers[i : i + 1], UNSEEN.categories[i : i + 1])[0] for i in range(50)]
+@every_kind
+def test_a_row_scores_the_same_alone_and_in_company(family, kind):
+    trainer = small(family, schema=SCHEMAS[kind])
+    trainer.train(ROWS[kind](1000, 0, SCHEMA))
+    together = scores_of(trainer)[:20]
+    alone = [trainer.score(UNSEEN.numbers[i : i + 1], UNSEEN.categories[i : i + 1])[0] for i in range(20)]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ from river.tree import HoeffdingTreeClassifier
 
 from learners.batch import Batch, Schema
 from learners.models import build_model
+from learners.models import leaf_kernels as leaves
 from learners.models import tree_kernels as kernels
 from learners.models.counting import PRIOR_ROWS, NaiveBayes, Neighbours
 from learners.models.forest import AdaptiveRandomForest, HoeffdingTree
@@ -78,7 +79,7 @@ def test_the_neighbours_are_the_nearest_of_the_window():
     scaled = trainer.model.scale(torch.from_numpy(query)).numpy()
     distance = ((scaled[:, None] - kept[None, :, :-2]) ** 2).sum(2)
     votes = kept[:, -1][np.argsort(distance, 1)[:, :7]].sum(1)
-    base = float(trainer.model.base_rate())
+    base = float(trainer.model.base()[1])
     np.testing.assert_allclose(score(trainer, query), (votes + base) / 8, rtol=1e-5)
 
 
@@ -100,8 +101,8 @@ def test_a_tree_finds_the_border_and_no_border_in_noise():
     trainer.train(labelled(numbers, label))
     assert isinstance(trainer.model, HoeffdingTree)
     root = trainer.model.nodes[0, 0]
-    assert root[kernels.FEATURE] == 1
-    assert np.expm1(root[kernels.THRESHOLD].item()) == pytest.approx(4.0, abs=0.7)
+    assert root[leaves.FEATURE] == 1
+    assert np.expm1(root[leaves.THRESHOLD].item()) == pytest.approx(4.0, abs=0.7)
     assert auc(score(trainer, numbers), label) > 0.99
     noise = made("hoeffding_tree", NUMBERS)
     noise.train(labelled(numbers, random.random(4000) < 0.5))
@@ -149,8 +150,8 @@ def test_a_tree_has_no_more_leaves_than_it_may():
     trainer.train(rows(4000))
     assert isinstance(trainer.model, HoeffdingTree)
     used = int(trainer.model.memory()["used"])
-    leaves = (trainer.model.nodes[0, :used, kernels.FEATURE] < 0).sum()
-    assert (used, int(leaves)) == (7, 4)
+    ends = (trainer.model.nodes[0, :used, leaves.FEATURE] < 0).sum()
+    assert (used, int(ends)) == (7, 4)
 
 
 def test_a_forest_replaces_its_trees_when_the_stream_turns_round_and_a_tree_does_not():
@@ -193,7 +194,7 @@ def spoiled(at: tuple[int, ...], value: float) -> Trainer:
     trainer = trainer_of("hoeffding_tree")
     trainer.train(rows(3000))
     assert isinstance(trainer.model, HoeffdingTree)
-    assert trainer.model.nodes[0, 0, kernels.FEATURE] >= 0
+    assert trainer.model.nodes[0, 0, leaves.FEATURE] >= 0
     trainer.model.nodes[at] = value
     return trainer
 
@@ -201,12 +202,12 @@ def spoiled(at: tuple[int, ...], value: float) -> Trainer:
 @pytest.mark.parametrize(
     ("at", "value", "words"),
     [
-        ((0, 0, kernels.LEFT), 0.0, "not behind its parent"),  # a circle
-        ((0, 0, kernels.RIGHT), 1e6, "not behind its parent"),
-        ((0, 0, kernels.LEFT), 1.5, "not behind its parent"),
-        ((0, 0, kernels.FEATURE), 5.0, "no column"),
-        ((0, 0, kernels.FEATURE), 0.5, "no column"),
-        ((0, 1, kernels.POSITIVES), -1.0, "negative count"),
+        ((0, 0, leaves.LEFT), 0.0, "not behind its parent"),  # a circle
+        ((0, 0, leaves.RIGHT), 1e6, "not behind its parent"),
+        ((0, 0, leaves.LEFT), 1.5, "not behind its parent"),
+        ((0, 0, leaves.FEATURE), 5.0, "no column"),
+        ((0, 0, leaves.FEATURE), 0.5, "no column"),
+        ((0, 1, leaves.COUNTS + 1), -1.0, "negative count"),
     ],
 )
 def test_a_tree_that_could_not_be_walked_is_refused(at, value, words):
@@ -219,7 +220,7 @@ def test_a_tree_that_could_not_be_walked_is_refused(at, value, words):
 @pytest.mark.parametrize(
     ("family", "name", "value", "words"),
     [
-        ("knn", "kept", 0.5, "neither 0 nor 1"),
+        ("knn", "kept", 0.5, "no row can have"),
         ("knn", "filled", 1e9, "does not fit"),
         ("naive_bayes", "class_var", -1.0, "negative"),
         ("adaptive_random_forest", "active", 99.0, "not there"),
@@ -240,7 +241,7 @@ def test_spreads_of_a_leaf_are_never_negative():
     trainer = trainer_of("hoeffding_tree")
     trainer.train(rows(100))
     assert isinstance(trainer.model, HoeffdingTree)
-    trainer.model.observers[0, 0, 1, kernels.SQUARES] = -1.0
+    trainer.model.observers[0, 0, 1, 2] = -1.0
     slot = Slot(SCHEMA, trainer.config, 7, "cpu")
     with pytest.raises(BadUpdate, match="negative weight or spread"):
         slot.apply(*encode_full(trainer, event_ms=1, created_ms=1))

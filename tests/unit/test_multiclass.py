@@ -8,35 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from learners.batch import FAMILIES, Batch, ModelConfig
+from learners.batch import COUNTING_FAMILIES, FAMILIES, MARGIN_FAMILIES, Batch
 from learners.fits import CLASS_FAMILIES
 from learners.judge import Judge
 from learners.late import real_share
 from learners.metrics import class_metrics
 from learners.models import build_model
 from learners.prequential import Prequential
-from learners.slot import Slot, encode_full, encode_refresh
-from learners.target import Target
 from learners.trainer import Trainer
 from streams.task import load_task
 from streams.task_size import whole_model_bytes
-from tests.learner_rows import CONFIG, RICH, SCHEMA, contents, trainer_of, value_rows
+from tests.learner_rows import COLOURS, CONFIG, RICH, SCHEMA, class_rows, contents, trainer_of
 
-COLOURS = Target("multiclass", ("red", "green", "blue"))
 CLASSES, RICH_CLASSES = replace(SCHEMA, target=COLOURS), replace(RICH, target=COLOURS)
-
-
-def class_rows(n: int, seed: int = 0) -> Batch:
-    """Rows as of `value_rows`, whose label is one of three classes by the value; the last is rare."""
-    batch = value_rows(n, seed)
-    return replace(batch, label=np.digitize(batch.label, (-1.0, 5.0)).astype(np.float32))
 
 
 def accuracy(trainer: Trainer, batch: Batch) -> float:
     return class_metrics(batch.label, trainer.score(batch.numbers, batch.categories))["accuracy"]
 
 
-@pytest.mark.parametrize("family", ["dcn", "mlp", "logistic"])
+@pytest.mark.parametrize("family", ["dcn", "mlp", "logistic", *COUNTING_FAMILIES, *MARGIN_FAMILIES])
 def test_families_learn_classes(family: str) -> None:
     trainer = trainer_of(family, schema=CLASSES)
     trainer.train(class_rows(6_000))
@@ -59,7 +50,10 @@ def test_every_family_starts_without_a_preference_and_takes_a_step(family: str) 
     assert np.abs(trainer.score(numbers, ids) - 1 / 3).max() < 0.02
     scores = trainer.test_then_train(batch)
     assert scores.shape == (40, 3)
-    assert (scores[32:, 2] < 0.1).all()  # never seen
+    never_seen = (
+        1 / 3 if family in MARGIN_FAMILIES else 0.1
+    )  # the hinge of the other margins reaches it slowly
+    assert (scores[32:, 2] < never_seen).all()
     assert trainer.steps == 2
     sent = sum(tensor.numel() * tensor.element_size() for tensor in trainer.full().tensors.values())
     assert sent <= whole_model_bytes(trainer.config, RICH_CLASSES)
@@ -91,23 +85,6 @@ def test_a_label_of_no_class_rejects_its_step() -> None:
         trainer.train(batch)
     assert trainer.dropped == 4
     assert contents(trainer) == before
-
-
-def test_classes_travel_and_come_back_bit_for_bit() -> None:
-    trainer = trainer_of(schema=CLASSES)
-    slot = Slot(CLASSES, trainer.config, trainer.seed, "cpu")
-    trainer.train(class_rows(500))
-    slot.apply(*encode_full(trainer, event_ms=1, created_ms=1))
-    trainer.train(class_rows(500, 1))
-    slot.apply(*encode_refresh(trainer, event_ms=2, created_ms=2))
-    batch = class_rows(100, 2)
-    served, _ = slot.score(batch.numbers, batch.categories)
-    assert served.tobytes() == trainer.score(batch.numbers, batch.categories).tobytes()
-    again = Trainer(CLASSES, ModelConfig(), 1, "L9", "cpu")
-    again.load(trainer.state())
-    for each in (trainer, again):
-        each.train(class_rows(200, 3))
-    assert contents(again) == contents(trainer)
 
 
 labelled = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30)

@@ -61,15 +61,15 @@ def test_a_regression_task() -> None:
         ('missing = "drop"', 'missing = "drop"\nmin = 2\nmax = 1', "label.max = 1 is below min = 2", "swap the two"),
         (
             '"mlp"',
-            '"knn"',
-            "my.toml:28: model: family 'knn' counts zeros and ones and cannot learn a regression task",
-            "use one of dcn, deepfm, logistic, mlp, two_tower",
+            '"naive_bayes"',
+            "my.toml:28: model: family 'naive_bayes' counts classes and cannot learn a regression task",
+            "use one of dcn, deepfm, logistic, mlp, two_tower, svm",
         ),
         (
             '"mlp"',
-            '"svm"',
-            "family 'svm' learns which side a row is on and cannot learn a regression task",
-            "use one of dcn",
+            '"svm"\nloss = "hinge"',
+            "loss 'hinge' does not go with a regression task",
+            "use one of auto",
         ),
         (
             '"mlp"',

@@ -36,10 +36,13 @@ SETTLE_S, PATIENCE_S = 2.0, 60.0  # what is scored after the last label was lear
 
 @dataclass
 class Found:
-    """`seconds` [labels] from sending a label to the first score that knows it; bytes of the refreshes."""
+    """`seconds` [labels] from sending a label to the first score that knows it; bytes of the refreshes; how many rungs
+    of a population were decided.
+    """
 
     seconds: NDArray[np.float64]
     refresh_bytes: list[int]
+    rungs: int
 
 
 @dataclass
@@ -50,9 +53,12 @@ class _Sent:
     at_ms: list[float] = field(default_factory=list)
 
 
-def run(bench: Bench, rate: int, seconds: float, refresh_every: str) -> Found:
-    """Measure on a bench with one partition. Raises UserError when the roles do not keep up."""
-    task = _task(bench, refresh_every)
+def run(bench: Bench, rate: int, seconds: float, refresh_every: str, budget: float = 0.0) -> Found:
+    """Measure on a bench with one partition, with a population of eight beside the champion if it has a `budget`.
+
+    Raises UserError when the roles do not keep up.
+    """
+    task = _task(bench, refresh_every, budget)
     warm = round(rate * WARM_UP_S)
     labels, probes = warm + round(rate * seconds), round(PROBES * (seconds + 2 * (SETTLE_S + PATIENCE_S)))
     items = [
@@ -62,7 +68,7 @@ def run(bench: Bench, rate: int, seconds: float, refresh_every: str) -> Found:
     with ExitStack() as stack:
         bench.register([task])
         workers = {
-            name: stack.enter_context(bench.worker(name, _command(name, task)))
+            name: stack.enter_context(bench.worker(f"{task.name}-{name}", _command(name, task)))
             for name in ("serve", "join", "learn")
         }
         for name in ("serve", "join"):
@@ -83,7 +89,14 @@ def run(bench: Bench, rate: int, seconds: float, refresh_every: str) -> Found:
         rows = [
             msgspec.json.decode(record.value or b"{}") for record in read_all(bench.kafka, topics.predictions)
         ]
-    return _found(sent, metas + more, rows)
+    audit = [msgspec.json.decode(record.value or b"{}") for record in read_all(bench.kafka, topics.audit)]
+    rungs = sum(row["action"] == "tune" for row in audit)
+    if budget and not rungs:
+        raise UserError(
+            "no rung of the population ended: nothing was compared",
+            "measure more --seconds, or a larger --tuning",
+        )
+    return _found(sent, metas + more, rows, rungs)
 
 
 def backtest(events: int, refresh: str) -> dict[str, float]:
@@ -119,12 +132,15 @@ def _command(role: str, task: Task) -> list[str]:
     return [sys.executable, "-m", "streams.cli", role, "--task", str(task.path)]
 
 
-def _task(bench: Bench, refresh_every: str) -> Task:
-    text = load_task("clicks").text.replace('name = "clicks"', 'name = "fresh"')
+def _task(bench: Bench, refresh_every: str, budget: float) -> Task:
+    name = "tuned" if budget else "fresh"
+    text = load_task("clicks").text.replace('name = "clicks"', f'name = "{name}"')
     text = text.replace("missing = 0", 'missing = "drop"')
     text = text.replace('window = "10m"', 'window = "3650d"')  # a label counts whenever it comes
-    path = bench.home / "fresh.toml"
-    path.write_text(text + f'\n[serving]\nrefresh_every = "{refresh_every}"\n')
+    text += f'\n[serving]\nrefresh_every = "{refresh_every}"\n'
+    text += f"\n[tuning]\nbudget = {budget}\nevents = 100\n" if budget else ""
+    path = bench.home / f"{name}.toml"
+    path.write_text(text)
     task = load_task(str(path))
     create_topics(bench.kafka, {Topics.of(task).events: (1, {})})
     prepare(task, bench.settings)
@@ -160,7 +176,7 @@ def _drive(
     return sent, metas
 
 
-def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Found:
+def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]], rungs: int) -> Found:
     """Times by version: when a version was first seen in a score, and up to which event it has learned."""
     number = {meta["version"]: i for i, meta in enumerate(metas)}
     used = sorted((row["processed_at"], number[row["version"]]) for row in rows if row["version"] in number)
@@ -174,4 +190,4 @@ def _found(sent: _Sent, metas: list[dict[str, Any]], rows: list[dict[str, Any]])
     if place.max() >= len(times):
         raise UserError("not every label reached a score in time", "lower --rate")
     refreshes = [meta["bytes"] for meta in metas if meta["kind"] == "refresh"]
-    return Found((times[place] - np.array(sent.at_ms)) / 1000.0, refreshes)
+    return Found((times[place] - np.array(sent.at_ms)) / 1000.0, refreshes, rungs)

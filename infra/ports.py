@@ -19,6 +19,22 @@ def free_port() -> int:
             return port
 
 
+def can_listen(host: str, port: int) -> bool:
+    """Whether a server that starts now could have this address."""
+    try:
+        family, kind, _, _, at = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do, to start again at once
+            probe.bind(at)
+    except OSError:
+        return False
+    return True
+
+
 def is_listening(port: int) -> bool:
     """Whether somebody accepts connections at `port`."""
     with socket.socket() as probe:

@@ -34,6 +34,8 @@ class Settings:
             back under its name goes on at once with the partitions it had. No two that run may share it; "" for none.
         model_key: file of the key that signs model updates; None for updates without a signature. The learner and all
             serve workers need the same one.
+        metrics: "HOST:PORT" at which a role answers with Prometheus metrics (`infra.exporter`); "" for nowhere. Under
+            `driftline up` the first of the roles has this port, and each further one the next.
     """
 
     kafka: str
@@ -45,6 +47,7 @@ class Settings:
     secret: Path = field(default=Path())
     worker: str = ""
     model_key: Path | None = None
+    metrics: str = ""
 
     def __post_init__(self) -> None:
         # The class is frozen; this only fills what was left out, before anyone sees it.
@@ -78,6 +81,11 @@ class Settings:
                 f"DRIFTLINE_ONLINE is {self.online!r}, which is neither store we know",
                 'use "sqlite" (embedded) or "redis://HOST:PORT"',
             )
+        if self.metrics and not _is_address(self.metrics):
+            raise UserError(
+                f"DRIFTLINE_METRICS is {self.metrics!r}, which is not an address to listen on",
+                'use "HOST:PORT": "127.0.0.1:9464", or "0.0.0.0:9464" for other machines to reach it',
+            )
         if self.partitions < 1:
             raise UserError(f"DRIFTLINE_PARTITIONS is {self.partitions}", "use a whole number from 1 up")
 
@@ -85,6 +93,12 @@ class Settings:
     def log_dir(self) -> Path:
         """Folder of the roles' log files; not made here."""
         return self.data / "logs"
+
+    @property
+    def metrics_at(self) -> tuple[str, int] | None:
+        """Host and port of `metrics`."""
+        host, _, port = self.metrics.rpartition(":")
+        return (host.strip("[]"), int(port)) if port else None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -102,6 +116,7 @@ class Settings:
             secret=Path(environ.get("DRIFTLINE_SECRET", "")),
             worker=environ.get("DRIFTLINE_WORKER", ""),
             model_key=Path(key) if (key := environ.get("DRIFTLINE_MODEL_KEY")) else None,
+            metrics=environ.get("DRIFTLINE_METRICS", "").strip(),
         )
 
     def to_env(self) -> dict[str, str]:
@@ -116,7 +131,13 @@ class Settings:
             "DRIFTLINE_SECRET": str(self.secret),
             "DRIFTLINE_WORKER": self.worker,
             "DRIFTLINE_MODEL_KEY": str(self.model_key or ""),
+            "DRIFTLINE_METRICS": self.metrics,
         }
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
 @dataclass(frozen=True)

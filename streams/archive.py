@@ -20,6 +20,7 @@ from faust.types import TP
 
 from infra.clickhouse import Archive
 from infra.clock import now_ms
+from infra.metrics import Metrics
 from streams.membership import Membership
 from streams.predictions import score_of
 from streams.task import Task
@@ -169,8 +170,8 @@ def sources(task: Task) -> dict[str, tuple[str, tuple[str, ...], Callable[[Any],
 class ArchiveWriter:
     """Collects rows of all partitions and inserts them together; `stored` waits until that happened."""
 
-    def __init__(self, archive: Archive, executor: Executor, every_s: float = 1.0) -> None:
-        self._archive, self._executor, self._every_s = archive, executor, every_s
+    def __init__(self, archive: Archive, executor: Executor, metrics: Metrics, every_s: float = 1.0) -> None:
+        self._archive, self._executor, self._metrics, self._every_s = archive, executor, metrics, every_s
         self._rows: dict[str, tuple[tuple[str, ...], list[Row]]] = {}
         self._done: asyncio.Future[None] | None = None
 
@@ -200,6 +201,7 @@ class ArchiveWriter:
             for table, (columns, rows) in tables.items():
                 data = [list(column) for column in zip(*rows, strict=True)]
                 await loop.run_in_executor(self._executor, self._archive.insert, table, list(columns), data)
+                self._metrics.count("archived_rows_total", len(rows), of=table)
         except Exception as error:
             done.set_exception(error)
         else:
@@ -235,7 +237,8 @@ class ArchiveCommitter:
 class ArchiveStep:
     """One partition of one archived topic."""
 
-    def __init__(self, task: Task, topic: str, partition: int) -> None:
+    def __init__(self, task: Task, topic: str, partition: int, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._table, self._columns, self._rows_of = sources(task)[topic]
         self._source = TP(topic, partition)
 
@@ -251,6 +254,7 @@ class ArchiveStep:
             except (KeyError, ValueError, TypeError) as error:
                 # Someone else wrote into one of our topics: history must not stop for it.
                 log.error("%s offset %d is not archived: %r", self._source, record.offset, error)
+                self._metrics.count("not_archived_total")
         if rows:
             outputs.rows.append((self._table, self._columns, rows))
 

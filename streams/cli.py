@@ -115,8 +115,9 @@ def archive(task: TaskOption = "clicks", kafka: KafkaOption = "") -> None:
 
 def _faust_role(role: str, task: Task, settings: Settings) -> None:
     from streams.roles import APPS
-    from streams.worker import run_worker
+    from streams.worker import log_plainly, run_worker
 
+    log_plainly()
     run_worker(APPS[role](task, settings))
 
 
@@ -136,6 +137,7 @@ def learn(
     from streams.follow import follow
     from streams.learn import Learner, connect
     from streams.prepare import prepare
+    from streams.reporting import report
     from streams.worker import log_plainly
 
     log_plainly()
@@ -150,6 +152,7 @@ def learn(
             return
         settings = prepare(loaded, connected(kafka))
         learner = Learner(loaded, settings, *connect(loaded, settings), freeze_at_ms=freeze_at)
+        report(learner.training.metrics, settings, loaded.name, "learn")
         signal.signal(signal.SIGTERM, lambda *_: learner.stop())
         signal.signal(signal.SIGINT, lambda *_: learner.stop())
         learner.run()

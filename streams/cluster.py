@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -19,6 +19,7 @@ from infra.supervisor import Supervisor
 from streams.first_start import is_first
 from streams.heads import Heads
 from streams.prepare import prepare
+from streams.reporting import addresses, targets
 from streams.running import noted, refuse_second
 from streams.task import Task
 
@@ -54,6 +55,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything; returns when the roles are on their way. Raises UserError."""
         refuse_second(self.settings.data)
+        metrics = addresses(self.settings, self._names)
         first = is_first()
         beside = self._begin_first_start()
         if self.settings.kafka:
@@ -70,7 +72,9 @@ class Cluster:
             self._say("preparing Python's packages (once)")
             beside.wait()
         self._say("roles start: archive, join, learn, serve")
-        self._start_roles()
+        if metrics:
+            self._say(self._stack.enter_context(targets(self.settings.data, metrics)))
+        self._start_roles(metrics)
         beside.wait()
 
     def _begin_first_start(self) -> subprocess.Popen[bytes]:
@@ -89,15 +93,19 @@ class Cluster:
         if done == 1:
             self._say(f"downloading Kafka's {total} jars (once)")
 
-    def _start_roles(self) -> None:
+    @property
+    def _names(self) -> list[str]:
+        return ["archive", "join", "learn", *(f"serve-{i + 1}" for i in range(self._workers))]
+
+    def _start_roles(self, metrics: Mapping[str, str]) -> None:
         here = crc32(f"{platform.node()} {self.settings.data}".encode())
-        names = ["archive", "join", "learn", *(f"serve-{i + 1}" for i in range(self._workers))]
-        for name in names:
+        for name in self._names:
             role = name.partition("-")[0]
             command = [sys.executable, "-m", "streams.cli", role, "--task", str(self.task.path)]
             if role == "learn" and self._freeze_at_ms is not None:
                 command += ["--freeze-at", str(self._freeze_at_ms)]
-            settings = replace(self.settings, worker=f"{name}-{here:08x}")
+            worker, at = f"{name}-{here:08x}", metrics.get(name, "")
+            settings = replace(self.settings, worker=worker, metrics=at)
             self.roles.start(name, command, {**os.environ, **settings.to_env()})
 
     def ready(self) -> bool:

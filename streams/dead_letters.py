@@ -1,8 +1,10 @@
 """Dead letters: the record exactly as it came, with the place it stood and the reason in its headers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from infra.metrics import Metrics
 from streams.events import Broken
 from streams.topics import MAX_RECORD_BYTES
 from streams.transaction import Outputs
@@ -36,6 +38,12 @@ def add_dead_letters(
         if key is not record.key or (value is not record.value and value):
             headers.append(("driftline.cut", b"%d %d" % (len(record.key or b""), len(record.value or b""))))
         outputs.add(topic, record.partition % partitions, value, key=key, headers=headers)
+
+
+def count_dead_letters(metrics: Metrics, broken: Sequence[Broken]) -> None:
+    """Add them to the metrics, by reason."""
+    for reason, number in Counter(letter.reason for letter in broken).items():
+        metrics.count("dead_letters_total", number, of=reason)
 
 
 def _kept(record: Any) -> tuple[bytes | None, bytes | None]:

@@ -24,7 +24,7 @@ from infra.clock import now_ms
 from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
-from streams.dead_letters import add_dead_letters
+from streams.dead_letters import add_dead_letters, count_dead_letters
 from streams.events import Broken, LabelDecoder, label_value
 from streams.gate import label_mark
 from streams.joining import JoinCounts, JoinPartition, Refused, feedback_of
@@ -89,7 +89,7 @@ class LabelStep:
         self._pass_on(outputs, labels, min(max(record.timestamp for record in batch), now_ms()))
         self._next, self._pause_s = batch[-1].offset + 1, FIRST_QUIET_S
         context.metrics.count("labels_total", len(labels.ids))
-        context.metrics.count("dead_letters_total", len(broken))
+        count_dead_letters(context.metrics, broken)
 
     def _pass_on(self, outputs: Outputs, labels: wire.Labels, come_ms: int) -> None:
         """Labels, each to the partition of its event id; to all of them, as the last record, how far we have come."""
@@ -204,6 +204,7 @@ class JoinStep:
         add_dead_letters(
             outputs, context.topics.dead_letters, context.settings.partitions, context.task.name, letters
         )
+        count_dead_letters(context.metrics, letters)
 
     def _count(self) -> None:
         """What the newest batch changed, and how things stand."""

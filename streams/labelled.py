@@ -34,8 +34,11 @@ class LabelledLog(Protocol):
     def poll(self, timeout_ms: int, skip: Collection[int]) -> Sequence[Record]:
         """The next records, each partition's in order, of partitions not in `skip`; waits for the first of them."""
 
-    def behind(self) -> set[int]:
-        """The partitions that are known to have records which `poll` has not given, or of which nothing is known."""
+    def behind(self) -> dict[int, int]:
+        """The partitions that are known to have records which `poll` has not given, or of which nothing is known.
+
+        With each, how many records are known.
+        """
 
     def oldest(self) -> dict[int, int]:
         """The oldest offset that each partition still has."""
@@ -64,10 +67,13 @@ class KafkaLog:
         polled = self._consumer.poll(timeout_ms=timeout_ms)
         return [record for records in polled.values() for record in records]
 
-    def behind(self) -> set[int]:
+    def behind(self) -> dict[int, int]:
         """See LabelledLog. What an open transaction has written counts as still to come."""
         ends = {p: self._consumer.highwater(place) for p, place in self._places.items()}
-        return {p for p, end in ends.items() if end is None or self._consumer.position(self._places[p]) < end}
+        left = {
+            p: 0 if end is None else end - self._consumer.position(self._places[p]) for p, end in ends.items()
+        }
+        return {p: count for p, count in left.items() if count > 0 or ends[p] is None}
 
     def oldest(self) -> dict[int, int]:
         """See LabelledLog."""
@@ -93,15 +99,16 @@ class ListLog:
 
     def poll(self, timeout_ms: int, skip: Collection[int]) -> Sequence[Record]:
         """See LabelledLog. It never waits."""
-        for p in sorted(self.behind() - set(skip)):
+        for p in sorted(self.behind().keys() - set(skip)):
             begin = self._next[p]
             self._next[p] = min(begin + self._at_once, len(self._partitions[p]))
             return self._partitions[p][begin : self._next[p]]
         return []
 
-    def behind(self) -> set[int]:
+    def behind(self) -> dict[int, int]:
         """See LabelledLog."""
-        return {p for p, records in self._partitions.items() if self._next[p] < len(records)}
+        left = {p: len(records) - self._next[p] for p, records in self._partitions.items()}
+        return {p: count for p, count in left.items() if count}
 
     def oldest(self) -> dict[int, int]:
         """See LabelledLog."""
@@ -125,6 +132,11 @@ class LabelledReader:
         """Where each partition goes on after the steps that were handed out."""
         return dict(self._cutter.positions)
 
+    @property
+    def behind(self) -> int:
+        """Records that are in the log, as far as is known, and not yet in a step that was handed out."""
+        return sum(self._log.behind().values()) + sum(map(self._cutter.waiting, self._cutter.positions))
+
     def start(self, positions: Mapping[int, Position]) -> None:
         """Read on from these positions, whatever was read before."""
         self._cutter, self._full, self._awaited_ms = Cutter(self._size, positions), False, {}
@@ -144,7 +156,7 @@ class LabelledReader:
         """The rows of a step of the ledger, which must be the next one. Raises RowsGone when they cannot be had."""
         while (batch := self._cutter.again(step.runs, step.rows)) is None:
             behind = self._log.behind()
-            if not self._poll(POLL_MS) and not behind & {run.partition for run in step.runs}:
+            if not self._poll(POLL_MS) and not behind.keys() & {run.partition for run in step.runs}:
                 raise RowsGone(f"the log ends before step {step.number}")
         return batch
 

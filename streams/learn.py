@@ -242,6 +242,7 @@ class Learner:
 
     def _learn(self, steps: Sequence[Step]) -> None:
         """Write down these steps, then take them."""
+        self.training.metrics.note("lag_records", self._reader.behind, of=Topics.of(self._task).labelled)
         if not steps:
             ranks().tell(Wait())
             return
@@ -282,7 +283,9 @@ class Learner:
         """See whether what is served moved; that is written down before it is told."""
         if (watch := self._watch) is None:
             return
-        if (alert := watch.turn()) is not None:
+        alert = watch.turn()
+        self.training.metrics.note("lag_records", watch.behind, of=Topics.of(self._task).examples)
+        if alert is not None:
             step, positions = self.training.step, dict(watch.positions)
             keep_evidence(self._kept.store, self._task.name, alert)
             alert = replace(alert, details={})
@@ -312,6 +315,7 @@ class Learner:
                 watched, meta["served"] = self._watch.state()
                 files |= watched
             checkpoint.save(store, prefix, self._saved, files, meta | {"created_ms": now_ms()})
+            self.training.metrics.count("snapshots_total")
             self._ledger.prune(tidy(self._kept, self._source.oldest()))
             self.training.keep_head()
         except OSError as error:

@@ -8,6 +8,7 @@ What the worker serves, took and refused, it reports (`streams.fleet`).
 import asyncio
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -47,6 +48,12 @@ class LiveModel:
         self._refused: set[str] = set()  # lineages that were not taken as a canary
         self._news = asyncio.Event()
         self._reloaded_ms = 0
+        metrics.probe("model_age_ms", self._age_ms)
+
+    def _age_ms(self) -> float:
+        """NaN before the first version that was sent."""
+        created_ms = self._slot.created_ms
+        return now_ms() - created_ms if created_ms else math.nan
 
     def serve(
         self, keys: NDArray[np.int64], numbers: NDArray[np.float32], categories: NDArray[np.int64]
@@ -144,8 +151,8 @@ class LiveModel:
             if await self._apply(meta, payload):
                 self._metrics.count("swaps_total" if meta["kind"] == "swap" else "refreshes_total")
                 if "canary" not in meta:
-                    self._metrics.note("staleness_ms", now_ms() - meta["created_ms"])
-                    self._metrics.note("learned_age_ms", now_ms() - meta["event_ms"])
+                    self._metrics.observe("update_latency_ms", now_ms() - meta["created_ms"])
+                    self._metrics.note("model_learned_age_ms", now_ms() - meta["event_ms"])
         except BadUpdate as error:
             self._refuse(meta, error, f"model update at offset {record.offset}")
         except (KeyError, ValueError) as error:
@@ -203,7 +210,7 @@ class LiveModel:
     def _refuse(self, meta: Meta, error: BadUpdate, what: str) -> None:
         """The worker stays with what it has, and says so."""
         log.error("%s is refused, %s goes on: %s", what, self._slot.version, error)
-        self._metrics.count("rejected_updates_total")
+        self._metrics.count("rejected_updates_total", of=error.step)
         if "canary" in meta:
             self._refused.add(str(meta.get("lineage")))
         self._report.refused(str(meta.get("version", "")), error)

@@ -23,7 +23,8 @@ class OnlineWriter:
     """Collects feature rows of all partitions of a worker and writes them together every `every_s` seconds.
 
     Feast is behind the stream, never in its way: what fails is logged, counted and tried again with newer rows.
-    How far behind it is, the metric `online_staleness_ms` says, also while writes fail. `clock` gives milliseconds.
+    How far behind it was at each write, the metric `online_staleness_ms` says, also while writes fail; and how far it
+    is now, `online_waiting_ms`, also while a write hangs. `clock` gives milliseconds.
     """
 
     def __init__(
@@ -38,6 +39,13 @@ class OnlineWriter:
         self._clock = clock
         self._rows: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]] = {}
         self._waiting_since_ms: dict[str, int] = {}
+        self._writing_since_ms: int | None = None
+        metrics.probe("online_waiting_ms", self._waiting_ms)
+
+    def _waiting_ms(self) -> float:
+        writing, waiting = self._writing_since_ms, dict(self._waiting_since_ms)
+        since_ms = [*waiting.values(), *([] if writing is None else [writing])]
+        return self._clock() - min(since_ms) if since_ms else 0.0
 
     def add(self, entity: str, keys: NDArray[np.int64], folded: Folded) -> None:
         """Rows as they were served: keys int64 [n], features float32 [n, F] of `entity`."""
@@ -69,6 +77,7 @@ class OnlineWriter:
         loop, staleness_ms = asyncio.get_running_loop(), 0
         for entity in list(self._rows):
             parts, since_ms = self._rows.pop(entity), self._waiting_since_ms.pop(entity)
+            self._writing_since_ms = since_ms
             try:
                 await loop.run_in_executor(self._executor, self._write, entity, parts)
             except Exception as error:  # whatever the store's client raises: serving goes on without it
@@ -76,6 +85,7 @@ class OnlineWriter:
                 self._metrics.count("online_failed_total")
                 self._rows.setdefault(entity, [])[:0] = parts[-_KEPT_AFTER_FAILURE:]
                 self._waiting_since_ms[entity] = since_ms
+            self._writing_since_ms = None
             staleness_ms = max(staleness_ms, self._clock() - since_ms)
             self._metrics.note("online_staleness_ms", staleness_ms)
 

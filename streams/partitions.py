@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -172,6 +172,15 @@ class Partitions:
     def _waiting(self) -> int:
         """Records that wait at places which can take them."""
         return sum(place.waiting for place in self._places.values() if place.ready)
+
+    def behind(self, ends: Mapping[TP, tuple[int, int]]) -> dict[str, int]:
+        """Records by topic that are still to process, given (next to read, end of the log); in any thread."""
+        found: Counter[str] = Counter()
+        for tp, (read, end) in ends.items():
+            place = self._places.get((self._group_of.get(tp.topic, ""), tp.partition))
+            done = place.next.get(tp, read) if place is not None and place.waiting else read
+            found[tp.topic] += max(0, end - min(done, read))
+        return dict(found)
 
     async def gate(self) -> set[TP]:
         """Wait until what was read is being worked on, or for a while; the partitions to read no more of for now.

@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import faust
@@ -21,13 +19,13 @@ from infra.settings import Settings, load_secret
 from streams.partitions import EXIT_AGAIN, EXIT_USER, Partitions, Step, end
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
+from streams.reporting import report, worker_name
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import AtLeastOnce, Committer, ExactlyOnce
-from streams.transport import Fetch, make_app
+from streams.transaction import AtLeastOnce, Committer, ExactlyOnce, Outputs
+from streams.transport import BatchConsumer, Fetch, make_app
 
 log = logging.getLogger(__name__)
-_REPORT_EVERY_S = 30.0
 
 
 def serve_app(task: Task, settings: Settings) -> faust.App:
@@ -45,7 +43,8 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     topics, group = Topics.of(task), f"driftline-{task.name}-serve"
     app = make_app(group, settings)
     blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
-    metrics, worker = Metrics(), _worker(settings)
+    metrics, worker = Metrics(), worker_name(settings)
+    report(metrics, settings, task.name, "serve")
     live = LiveModel(task, settings, worker, metrics)
     features = FeatureWriter(settings.data, settings.online, task.name, task.views, settings.archive)
     online = OnlineWriter(features, executor, metrics)
@@ -67,18 +66,20 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     def make(stage: str, partition: int) -> Step:
         return ServeStep(context, stages.index(stage), partition)
 
+    def finish(outputs: Outputs) -> None:
+        emitter.finish(outputs)
+        outputs.after.append(lambda: metrics.count("transactions_total"))
+
     serving = task.serving
     partitions = Partitions(
         make,
         _committer(task, settings, app, worker),
         group_of,
-        finish=emitter.finish,
+        finish=finish,
         pause_ms=serving.commit_every_ms,
         quiet_ms=serving.idle_ms,
     )
-    _run(
-        app, partitions, group_of, [live.follow, live.report, online.run, _reporter(metrics)], [online.flush]
-    )
+    _run(app, partitions, group_of, metrics, [live.follow, live.report, online.run], [online.flush])
     return app
 
 
@@ -92,6 +93,7 @@ def join_app(task: Task, settings: Settings) -> faust.App:
     app = make_app(group, settings)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     metrics = Metrics()
+    report(metrics, settings, task.name, "join")
     blobs, end_of_log = Blobs(settings.blobs), EndOfLog(settings.kafka)
     labels = label_partitions(settings.kafka, topics.labels)
     context = JoinContext(
@@ -105,12 +107,12 @@ def join_app(task: Task, settings: Settings) -> faust.App:
     group_of = {topic: topic for topic in (topics.labels, topics.examples)}
     partitions = Partitions(
         make,
-        _committer(task, settings, app, _worker(settings)),
+        _committer(task, settings, app, worker_name(settings)),
         group_of,
         pause_ms=task.serving.commit_every_ms,
         quiet_ms=round(1000 * FIRST_QUIET_S),
     )
-    _run(app, partitions, group_of, [_reporter(metrics)], [end_of_log.close])
+    _run(app, partitions, group_of, metrics, at_end=[end_of_log.close])
     return app
 
 
@@ -121,18 +123,20 @@ def archive_app(task: Task, settings: Settings) -> faust.App:
     settings = prepare(task, settings)
     group = f"driftline-{task.name}-archive"
     app = make_app(group, settings)
+    metrics = Metrics()
+    report(metrics, settings, task.name, "archive")
     archive = open_archive(settings.archive)
     create_tables(archive)
-    writer = ArchiveWriter(archive, ThreadPoolExecutor(1))
+    writer = ArchiveWriter(archive, ThreadPoolExecutor(1), metrics)
 
     def make(topic: str, partition: int) -> Step:
-        return ArchiveStep(task, topic, partition)
+        return ArchiveStep(task, topic, partition, metrics)
 
     def committer() -> Committer:
         return ArchiveCommitter(settings.kafka, group, app.consumer, writer)
 
     group_of = {topic: topic for topic in sources(task)}
-    _run(app, Partitions(make, committer, group_of), group_of, at_end=[writer.close])
+    _run(app, Partitions(make, committer, group_of), group_of, metrics, at_end=[writer.close])
     return app
 
 
@@ -141,11 +145,6 @@ APPS: Mapping[str, Callable[[Task, Settings], faust.App]] = {
     "join": join_app,
     "archive": archive_app,
 }
-
-
-def _worker(settings: Settings) -> str:
-    """The name of this worker: the one that it was given, or one that no other has."""
-    return settings.worker or f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _committer(task: Task, settings: Settings, app: faust.App, worker: str) -> Callable[[], Committer]:
@@ -168,10 +167,11 @@ def _run(
     app: faust.App,
     partitions: Partitions,
     topics: Iterable[str],
+    metrics: Metrics,
     background: Iterable[Callable[[], Awaitable[None]]] = (),
     at_end: Iterable[Callable[[], Awaitable[None]]] = (),
 ) -> None:
-    """One agent a topic, background tasks, and the partitions' coming and going."""
+    """One agent a topic, background tasks, the partitions' coming and going, and how far behind they are."""
     transport: Any = app.transport
     transport.gate = partitions.gate
     for topic in topics:
@@ -179,6 +179,7 @@ def _run(
         app.agent(source, name=f"{app.conf.id}.{topic}")(_agent(partitions))
     for work in background:
         app.task(_guarded(work))
+    metrics.probe("lag_records", lambda: partitions.behind(cast(BatchConsumer, app.consumer).ends()))
 
     @app.on_partitions_revoked.connect(weak=False)
     async def revoked(*_: Any, **__: Any) -> None:
@@ -203,17 +204,6 @@ def _agent(partitions: Partitions) -> Callable[[Any], Awaitable[None]]:
             partitions.put(fetch)
 
     return route
-
-
-def _reporter(metrics: Metrics) -> Callable[[], Awaitable[None]]:
-    """Writes what the worker counted to its log, every half minute."""
-
-    async def run() -> None:
-        while True:
-            await asyncio.sleep(_REPORT_EVERY_S)
-            log.info("counted so far: %s", ", ".join(f"{k} {v:g}" for k, v in metrics.snapshot().items()))
-
-    return run
 
 
 def _guarded(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

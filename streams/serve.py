@@ -28,10 +28,11 @@ from faust.types import TP
 from featurestore.dedup import SeenIds
 from featurestore.state import EntityState
 from infra.blobs import Blobs
+from infra.clock import now_ms
 from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
-from streams.dead_letters import add_dead_letters
+from streams.dead_letters import add_dead_letters, count_dead_letters
 from streams.emit import Emitter
 from streams.live import LiveModel
 from streams.online import OnlineWriter
@@ -156,15 +157,15 @@ class ServeStep:
 
     def _count(self, folded: Folded) -> None:
         metrics = self._context.metrics
-        metrics.count("transactions_total")
         metrics.note("batch_events", len(folded.rows))
         if self._index == 0:
             metrics.count("events_total", len(folded.rows) + folded.duplicates + len(folded.broken))
             metrics.count("duplicates_total", folded.duplicates)
-            metrics.count("dead_letters_total", len(folded.broken))
+            count_dead_letters(metrics, folded.broken)
             metrics.count("late_total", int(folded.rows.late.sum()))
         if self._last:
             metrics.count("predictions_total", len(folded.rows))
+            metrics.observe("prediction_latency_ms", now_ms() - folded.rows.received_ms)
 
     def close(self, *, final: bool) -> None:
         """See Step."""

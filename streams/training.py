@@ -170,20 +170,24 @@ class Training:
         """Inputs or scores of served events moved."""
         ranks().tell(alert)
         if (told := self.arena.warned(alert)) is not None:
-            self._announcer.tell(told)
+            self.tell(told)
 
     def tell_feature_drift(self, psi: dict[str, float], event_ms: int) -> None:
         """Tell how far each column of served events has moved."""
         self._announcer.tell_feature_drift(psi, event_ms)
 
-    def tell(self, decision: Decision) -> None:
-        """Tell of a decision that changes no model."""
-        self._announcer.tell(decision)
+    def tell(self, event: Event, created_ms: int | None = None) -> None:
+        """Tell of an event, and count it; what it asks for is not done."""
+        if isinstance(event, Alert):
+            self.metrics.count("alerts_total", of=event.level)
+        elif isinstance(event, Decision):
+            self.metrics.count("decisions_total", of=event.action)
+        self._announcer.tell(event, created_ms)
 
     def _handle(self, events: Sequence[Event], created_ms: int) -> None:
         """Tell what happened, and do what a decision asks for."""
         for event in events:
-            self._announcer.tell(event, created_ms)
+            self.tell(event, created_ms)
             if isinstance(event, Decision):
                 self._follow(event)
 
@@ -257,6 +261,7 @@ class Training:
             self._let_serve(self.arena.arm(decision.lineage), decision.reason)
         elif decision.action in ("promote", "rollback") or over:
             self._publisher.whole(self.arena.champion, self._place, decision.reason)
+            self.metrics.count("swaps_total")
 
     def _bar(self, lineage: str, decision: Decision) -> None:
         """Quarantine what served and did harm, before the good model goes out."""

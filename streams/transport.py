@@ -110,6 +110,22 @@ class BatchConsumer(driver.Consumer):
         instance = getattr(self.transport, "instance", None)
         return Membership(coordinator.member_id, coordinator.generation, instance)
 
+    def ends(self) -> dict[TP, tuple[int, int]]:
+        """Of the partitions that are read, the next offset to read, and the end of the log as the latest fetch told it.
+
+        In any thread; what is not known yet is left out.
+        """
+        thread: Any = self._thread
+        consumer = getattr(thread, "_consumer", None)
+        subscription = consumer and consumer._subscription.subscription
+        assignment = subscription and subscription.assignment
+        states = {TP(*tp): assignment.state_value(tp) for tp in assignment.tps} if assignment else {}
+        return {
+            tp: (state.position, state.highwater)
+            for tp, state in states.items()
+            if state is not None and state.has_valid_position and state.highwater is not None
+        }
+
     async def perform_seek(self) -> None:
         """Seek to the committed offsets; fetches that overlap the seek are thrown away and fetched again."""
         self._epoch += 1 + self._epoch % 2

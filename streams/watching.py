@@ -43,7 +43,7 @@ class ServedWatch:
         self._detector = ShiftDetector(task.schema, task.drift)
         self._lineage = ""
         self._waiting: dict[int, deque[Record]] = {}
-        self._behind: set[int] = set()
+        self._behind: dict[int, int] = {}
         self.positions: dict[int, int] = {}
         self.event_ms = 0
         self._looked = 0  # rows, since the start
@@ -53,7 +53,7 @@ class ServedWatch:
         oldest = self._log.oldest()
         self.positions = {p: max(first, self.positions.get(p, 0)) for p, first in oldest.items()}
         self._waiting = {p: deque() for p in self.positions}
-        self._behind = set(self.positions)
+        self._behind = dict.fromkeys(self.positions, 0)
         self._log.start(self.positions)
 
     def turn(self) -> Alert | None:
@@ -119,6 +119,11 @@ class ServedWatch:
         """An alarm of the ledger, after `seen` rows: go on behind it, as after any alarm."""
         self.positions = dict(positions)
         self._detector.alarmed(seen)
+
+    @property
+    def behind(self) -> int:
+        """Records that are in the log, as far as is known, and were not looked at."""
+        return sum(self._behind.values()) + sum(map(len, self._waiting.values()))
 
     @property
     def seen(self) -> int:

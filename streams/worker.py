@@ -35,7 +35,6 @@ def log_plainly() -> None:
 
 def run_worker(app: faust.App) -> None:
     """Run until SIGTERM or Ctrl-C, then leave the group cleanly; raises SystemExit."""
-    log_plainly()
     worker = Worker(app, quiet=True, redirect_stdouts=False, override_logging=False)
     worker.spinner = None  # an animation has no place in a log file
     _spare_collector()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,11 +18,17 @@ from typing import Any
 import feast
 import pytest
 from kafka import KafkaProducer
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
+from infra.exporter import exported_name
 from infra.kafka import Record, read_all
+from infra.metrics import NAMES
+from infra.ports import HOST, can_listen, free_port
 from infra.settings import load_secret
 from streams.privacy import Pseudonymiser
 from streams.task import load_task
+from streams.topics import Topics
 from tests.system import run_support as runs
 
 CLICKS = load_task("clicks")
@@ -95,6 +102,7 @@ class Exchange:
     users: Counter[str] = field(default_factory=Counter)
     features: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)  # role → family → its samples
     newest: str = ""
     exit_code: int | None = None
     left: dict[int, list[str]] = field(default_factory=dict)
@@ -111,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exchange(folder: Path) -> Iterator[Exchange]:
     """A whole run: everything is sent, serve is killed in the middle, answers are read, Ctrl-C."""
-    with runs.running(folder, "up", "--task", "clicks") as run:
+    with runs.running(folder, "up", "--task", "clicks", DRIFTLINE_METRICS=four_free_ports()) as run:
         found = Exchange(run.wait_for("Ctrl-C stops"))
         printed_lines_work(found)
         with closing(KafkaProducer(bootstrap_servers=run.kafka, max_request_size=16 << 20)) as producer:
@@ -122,6 +130,7 @@ def exchange(folder: Path) -> Iterator[Exchange]:
         runs.await_consumed(run.kafka, CLICKS, "join", "clicks.labels")
         found.letters = runs.letters(run.kafka, "clicks")
         read_features(found)
+        runs.until(lambda: quiet(scrape(found)), "no role to be behind")
         found.exit_code = run.stop()
         found.left = runs.processes(folder)
         yield found
@@ -216,6 +225,75 @@ def read_features(found: Exchange) -> None:
     found.online = {name: read[name][0] for name in found.features}
 
 
+def four_free_ports() -> str:
+    """The first of four ports in a row that nobody listens on."""
+    while True:
+        first = free_port()
+        if all(can_listen(HOST, port) for port in range(first, first + 4)):
+            return f"{HOST}:{first}"
+
+
+def scrape(found: Exchange) -> dict[str, dict[str, Metric]]:
+    """What every role tells Prometheus, at the addresses that `up` noted for it."""
+    for group in json.loads((found.run.data / "metrics.json").read_text()):
+        (address,) = group["targets"]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=runs.PATIENCE_S) as answer:
+            text = answer.read().decode()
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        found.metrics[families["process_open_fds"].samples[0].labels["role"]] = families
+    return found.metrics
+
+
+def values(families: dict[str, Metric], name: str, label: str = "role") -> dict[str, float]:
+    """Value by label of a metric, without the driftline_ before its name."""
+    return {sample.labels[label]: sample.value for sample in families[f"driftline_{name}"].samples}
+
+
+def quiet(metrics: dict[str, dict[str, Metric]]) -> bool:
+    return all(
+        "driftline_lag_records" in families and not any(values(families, "lag_records", "topic").values())
+        for families in metrics.values()
+    )
+
+
+def test_each_role_tells_prometheus_what_it_did(exchange: Exchange) -> None:
+    assert set(exchange.metrics) == {"archive", "join", "learn", "serve"}
+    known = {exported_name(name).removesuffix("_total"): each for name, each in NAMES.items()}
+    for role, families in exchange.metrics.items():
+        ours = [name for name in families if name.startswith("driftline_")]
+        assert [name for name in ours if role not in known[name].roles] == []
+        for sample in families["driftline_lag_records"].samples:
+            assert (sample.labels["task"], sample.labels["worker"].split("-")[0]) == ("clicks", role)
+    serve, join, learn, archive = (exchange.metrics[r] for r in ("serve", "join", "learn", "archive"))
+    topics = Topics.of(CLICKS)
+    stages = {topics.stage(place) for place in range(len(CLICKS.entities))}
+    assert stages <= set(values(serve, "lag_records", "topic"))
+    assert set(values(join, "lag_records", "topic")) == {topics.labels, topics.examples}
+    assert set(values(learn, "lag_records", "topic")) == {topics.labelled, topics.examples}
+    predictions = values(serve, "predictions")["serve"]
+    latency = {
+        s.name.rpartition("_")[2]: s.value for s in serve["driftline_prediction_latency_seconds"].samples
+    }
+    assert 0 < predictions == latency["count"] <= len(exchange.predictions)  # of the worker's second life
+    assert latency["sum"] > 0
+    assert 0 < values(serve, "transactions")["serve"] <= predictions
+    assert values(serve, "dead_letters", "reason")["malformed"] > 0
+    assert values(serve, "online_rows")["serve"] > 0
+    assert 0 <= values(serve, "online_waiting_seconds")["serve"] < runs.PATIENCE_S
+    assert 0 < values(serve, "online_staleness_seconds")["serve"] < runs.PATIENCE_S
+    assert 0 < values(serve, "model_age_seconds")["serve"] < 10 * runs.PATIENCE_S
+    assert values(serve, "refreshes")["serve"] > 0
+    assert set(values(serve, "rejected_updates", "check").values()) == {0}
+    assert values(join, "labels")["join"] == exchange.labelled
+    assert values(join, "dead_letters", "reason")["invalid"] == 1
+    assert values(learn, "trained")["learn"] > 0
+    assert values(learn, "arena_budget")["learn"] == CLICKS.arena.budget
+    assert values(learn, "champion_work_seconds")["learn"] > 0
+    assert values(learn, "snapshots")["learn"] > 0
+    assert set(values(learn, "decisions", "action")) >= {"promote", "rollback"}
+    assert values(archive, "archived_rows", "table")["predictions"] == len(exchange.predictions)
+
+
 def test_each_good_event_has_exactly_one_prediction(exchange: Exchange) -> None:
     seen = Counter(row["event_id"] for row in exchange.predictions)
     assert set(seen) == {*exchange.sent, *exchange.by_kcat, *exchange.late}
@@ -276,6 +354,8 @@ def test_ctrl_c_stops_everything(exchange: Exchange) -> None:
     assert exchange.exit_code == 0
     assert exchange.left == {}
     assert exchange.run.output.rstrip().endswith("stopped")
+    assert exchange.run.output.count("metrics for Prometheus") == 1
+    assert not (exchange.run.data / "metrics.json").exists()
     assert "Traceback" not in exchange.run.output
 
 

@@ -25,6 +25,7 @@ ROLES = ("serve", "join", "learn", "archive")
 SERVERS = ("kafka", "redis", "clickhouse")
 
 DURATION = {"type": "string", "pattern": r"^(\d+(us|ms|s|m|h))+$"}
+NAME = {"type": "string", "minLength": 1}
 WORDS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 
 
@@ -77,6 +78,7 @@ SERVICE = table(
     init={"type": "boolean"},
     stop_grace_period=DURATION,
     profiles=WORDS,
+    configs={"type": "array", "items": table(("source", "target"), source=NAME, target=NAME)},
     ulimits=named(table(("soft", "hard"), soft={"type": "integer"}, hard={"type": "integer"})),
 )
 SCHEMA = {
@@ -84,6 +86,7 @@ SCHEMA = {
         ("name", "services"),
         name={"type": "string"},
         services=named(SERVICE),
+        configs=named(table(("file",), file=NAME)),
         volumes=named({"type": "null"}),
     ),
     "patternProperties": {"^x-": {}},
@@ -145,6 +148,11 @@ def problems(compose: dict[str, Any]) -> list[str]:
         for volume in service.get("volumes", []):
             if volume.partition(":")[0] not in volumes:
                 found.append(f"{name} mounts {volume}, which is not declared")
+        for config in service.get("configs", []):
+            if not (
+                ROOT / compose.get("configs", {}).get(config["source"], {"file": "nowhere"})["file"]
+            ).exists():
+                found.append(f"{name} has the config {config['source']}, which is not there")
         if service["image"].endswith(":latest"):
             found.append(f"{name} is not pinned")
         for variable in service.get("environment", {}):
@@ -168,9 +176,9 @@ def test_wiring(compose: dict[str, Any]) -> None:
 
 def test_every_part_is_there(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {*SERVERS, *ROLES, "simulate"}
+    assert set(services) == {*SERVERS, *ROLES, "simulate", "prometheus"}
     assert all("healthcheck" in services[server] for server in SERVERS)
-    assert [name for name, service in services.items() if "profiles" in service] == ["simulate"]
+    assert [name for name, service in services.items() if "profiles" in service] == ["simulate", "prometheus"]
 
 
 def test_roles_share_their_settings_and_reach_the_servers(compose: dict[str, Any]) -> None:
@@ -185,6 +193,22 @@ def test_roles_share_their_settings_and_reach_the_servers(compose: dict[str, Any
         settings[0].archive == f"clickhouse://{user}:{password}@clickhouse:9000/{clickhouse['CLICKHOUSE_DB']}"
     )
     assert f"data:{settings[0].data}" in services["serve"]["volumes"]
+
+
+def test_prometheus_asks_every_role_at_its_port(compose: dict[str, Any]) -> None:
+    prometheus = compose["services"]["prometheus"]
+    (config,) = prometheus["configs"]
+    assert config["target"] == "/etc/prometheus/prometheus.yml"
+    asked = yaml.safe_load((ROOT / compose["configs"][config["source"]]["file"]).read_text())
+    assert set(asked) == {"global", "scrape_configs"}
+    (job,) = asked["scrape_configs"]
+    assert set(job) == {"job_name", "dns_sd_configs"}  # so the path is /metrics, by plain HTTP
+    (found,) = job["dns_sd_configs"]
+    assert sorted(found["names"]) == sorted(ROLES)
+    assert found["type"] == "A"
+    for role in found["names"]:
+        settings = Settings.from_env(compose["services"][role]["environment"])
+        assert settings.metrics_at == ("0.0.0.0", found["port"])
 
 
 def test_kafka_is_the_one_we_test_with(compose: dict[str, Any]) -> None:
@@ -251,6 +275,14 @@ def test_wiring_problems_are_told(compose: dict[str, Any]) -> None:
     broken["services"]["learn"]["volumes"] = ["elsewhere:/data"]
     broken["services"]["archive"]["environment"] = {"DRIFTLINE_KAFFKA": "kafka:19092"}
     broken["services"]["kafka"]["image"] = "apache/kafka:latest"
+    broken["configs"]["prometheus"]["file"] = "infra/compose/prometheus.yaml"
     told = "\n".join(problems(broken))
-    for words in ("health of redis", "nobody", "elsewhere", "DRIFTLINE_KAFFKA", "not pinned"):
+    for words in (
+        "health of redis",
+        "nobody",
+        "elsewhere",
+        "DRIFTLINE_KAFFKA",
+        "not pinned",
+        "config prometheus",
+    ):
         assert words in told

@@ -21,8 +21,8 @@ class HangingLog(ListLog):
             time.sleep(timeout_ms / 1000)
         return found
 
-    def behind(self) -> set[int]:
-        return super().behind() | {1}
+    def behind(self) -> dict[int, int]:
+        return super().behind() | {1: 1}
 
 
 def test_a_partition_that_hangs_is_awaited_for_a_while() -> None:

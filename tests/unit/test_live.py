@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from infra.clock import now_ms
 from infra.metrics import Metrics
 from infra.settings import Settings
 from learners.canary import chosen
@@ -128,12 +130,17 @@ def test_a_worker_that_missed_the_end_of_a_canary_drops_it_when_it_catches_up(se
 
 def test_a_canary_that_fails_its_checks_serves_nobody_and_is_reported(settings: Settings) -> None:
     model, canary = live(settings), trained("L2", 2)
-    take(model, *whole(trained("L1", 1)))
+    first, weights = whole(trained("L1", 1))
+    assert math.isnan(model._metrics.snapshot()["model_age_ms"])
+    take(model, first, weights)
     meta, payload = whole(canary, SHARE)
     take(model, meta, payload[:-1])
     assert set(serve(model).versions) == {"L1.1"}
     report = json.loads(model._report.take("L1.1", 1))
     assert [(each["version"], each["step"]) for each in report["refused"]] == [("L2.1", "bytes")]
+    before, counted = now_ms(), model._metrics.snapshot()
+    assert counted["rejected_updates_total{bytes}"] == counted["swaps_total"] == 1
+    assert before <= counted["model_age_ms"] + first["created_ms"] <= now_ms()
     canary.train(ROWS)
     take(model, *encode_refresh(canary, event_ms=2, created_ms=9, canary=SHARE))
     assert set(serve(model).versions) == {"L1.1"}

@@ -72,6 +72,7 @@ def test_the_staleness_is_that_of_the_oldest_waiting_row(tmp_path: Path) -> None
             store.away = True
             await flush()
             clock.now_ms += 1000
+            assert metrics.snapshot()["online_waiting_ms"] == 1107
             online.add("zone", np.array([5]), folded([5], width["zone"]))
             await flush()  # it grows for as long as the store is away
             store.away = False
@@ -81,6 +82,7 @@ def test_the_staleness_is_that_of_the_oldest_waiting_row(tmp_path: Path) -> None
         return seen
 
     assert asyncio.run(run()) == [-1, 1007, 107, 1114, 1121, 7]
+    assert metrics.snapshot()["online_waiting_ms"] == 0
     assert metrics.snapshot()["online_failed_total"] == 2
     assert metrics.snapshot()["online_rows_total"] == 6
     store.apply()
@@ -100,7 +102,7 @@ def test_entities_without_features_do_not_wait(tmp_path: Path) -> None:
             await online.flush()
 
     asyncio.run(run())
-    assert metrics.snapshot() == {}
+    assert metrics.snapshot() == {"online_waiting_ms": 0}
 
 
 def test_features_that_cannot_be_registered_are_tried_again(tmp_path: Path) -> None:

@@ -327,6 +327,30 @@ def test_nothing_more_is_read_for_who_is_behind_nor_for_those_that_feed_it() -> 
     play(act)
 
 
+def test_how_far_behind_it_is_counts_what_waits_and_what_was_not_read() -> None:
+    async def act() -> None:
+        scene = Scene(Held(holding=True))
+        scene.committer.stored = {TP("events", 1): 2}
+        await scene.assign(0, 1)
+        scene.put("events", 0, 0, 1)
+        await scene.settle()  # worked on; what comes now waits for the commit
+        scene.put("events", 0, 2, 3)
+        scene.put("events", 1, 2)
+        ends = {
+            TP("events", 0): (4, 10),
+            TP("events", 1): (3, 3),
+            TP("by-item", 0): (7, 7),
+            TP("gone", 0): (1, 2),
+        }
+        assert scene.owner.behind(ends) == {"events": 8 + 1, "by-item": 0, "gone": 1}
+        scene.committer.go.set()
+        await scene.settle()
+        assert scene.owner.behind(ends) == {"events": 6, "by-item": 0, "gone": 1}
+        await scene.owner.close()
+
+    play(act)
+
+
 def test_a_silent_partition_is_told_once_and_what_it_writes_is_committed() -> None:
     async def act() -> None:
         scene = Scene(Held())

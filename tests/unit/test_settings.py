@@ -50,11 +50,12 @@ WORD = st.text("abcxyz019-_. ", min_size=1).map(lambda text: f"w{text}w")
     online=st.sampled_from(["sqlite", "redis://h:6379"]),
     partitions=st.integers(1, 1000),
     secret=st.just("") | WORD,
+    metrics=st.sampled_from(["", "localhost:9464"]),
 )
 def test_a_child_process_gets_an_equal_value(
-    kafka: str, data: str, archive: str, blobs: str, online: str, partitions: int, secret: str
+    kafka: str, data: str, archive: str, blobs: str, online: str, partitions: int, secret: str, metrics: str
 ) -> None:
-    settings = Settings(kafka, Path(data), archive, blobs, online, partitions, Path(secret))
+    settings = Settings(kafka, Path(data), archive, blobs, online, partitions, Path(secret), metrics=metrics)
     assert Settings.from_env(settings.to_env()) == settings
     assert settings.data.is_absolute()
     assert settings.secret.is_absolute()
@@ -66,6 +67,9 @@ def test_a_child_process_gets_an_equal_value(
         ("DRIFTLINE_ARCHIVE", "postgres://host/db"),
         ("DRIFTLINE_BLOBS", "/a/folder"),
         ("DRIFTLINE_ONLINE", "dynamo"),
+        ("DRIFTLINE_METRICS", "9464"),
+        ("DRIFTLINE_METRICS", "localhost:http"),
+        ("DRIFTLINE_METRICS", "localhost:65536"),
         ("DRIFTLINE_PARTITIONS", "0"),
         ("DRIFTLINE_PARTITIONS", "-1"),
         ("DRIFTLINE_PARTITIONS", "four"),

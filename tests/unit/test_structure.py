@@ -182,7 +182,7 @@ def test_what_is_imported_is_declared() -> None:
         for package in BELOW
         for path in modules(package).values()
         for name in {top(name) for name in imports(path)} - BELOW.keys() - sys.stdlib_module_names
-        if not declared & {provider.lower() for provider in providers.get(name, [])}
+        if not declared & {provider.lower().replace("_", "-") for provider in providers.get(name, [])}
     ]
     assert wrong == []
 

@@ -1,6 +1,7 @@
 """What is served is watched before its labels: an alarm at once, told once, across restarts and partitions."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -141,8 +142,8 @@ def test_beside_a_canary_what_the_champion_serves_is_watched_all_the_same() -> N
     assert (alert.level, alert.subject, alert.version) == ("input", task.numbers[0], "L1.3")
 
 
-def learn(task: Task, data: Path, outlet: ListOutlet, label_rows: int) -> None:
-    """Learn from so many labels, and look at all that is served."""
+def learn(task: Task, data: Path, outlet: ListOutlet, label_rows: int) -> dict[str, float]:
+    """Learn from so many labels, and look at all that is served; what the learner counted."""
     settings = Settings(kafka="none:1", data=data, partitions=PARTITIONS)
     late = records(task, labelled(task, ROWS, turn=1.0).take(np.arange(label_rows)))
     ended = set[str]()
@@ -156,6 +157,7 @@ def learn(task: Task, data: Path, outlet: ListOutlet, label_rows: int) -> None:
     served = EndingLog(examples(task), 256, lambda: end("served"))
     made = Learner(task, settings, source, outlet, None, served, checkpoint_every_ms=10**9)
     made.run()
+    return made.training.metrics.snapshot()
 
 
 def said(outlet: ListOutlet, topic: str) -> list[dict[str, Any]]:
@@ -164,9 +166,10 @@ def said(outlet: ListOutlet, topic: str) -> list[dict[str, Any]]:
 
 def test_the_learner_warns_before_the_labels_and_starts_challengers_when_they_come(tmp_path: Path) -> None:
     task, outlet = small_task(), ListOutlet()
-    learn(task, tmp_path, outlet, 2_000)
+    counted = learn(task, tmp_path, outlet, 2_000)
     (warning,) = [row for row in said(outlet, "drift-alerts") if row["level"] == "input"]
     assert warning["message"].startswith(f"{task.numbers[0]} is about 100 times larger")
+    assert counted["alerts_total{input}"] == 1
     assert (tmp_path / "blobs" / warning["evidence"]).exists()
     assert said(outlet, "feature-drift")[-1]["psi"]
     assert not [row for row in said(outlet, "audit") if row["action"] == "start"]
@@ -176,9 +179,14 @@ def test_the_learner_warns_before_the_labels_and_starts_challengers_when_they_co
 
     again = ListOutlet()  # the labels come: no second warning, but challengers
     again.updates = outlet.updates
-    learn(task, tmp_path, again, ROWS)
+    counted = learn(task, tmp_path, again, ROWS)
     assert said(again, "drift-alerts") == []
-    starts = [row for row in said(again, "audit") if row["action"] == "start"]
+    decisions = said(again, "audit")
+    starts = [row for row in decisions if row["action"] == "start"]
+    told = Counter(f"decisions_total{{{row['action']}}}" for row in decisions)
+    assert {name: value for name, value in counted.items() if name.startswith("decisions_total")} == told
+    lags = {name: value for name, value in counted.items() if name.startswith("lag_records")}
+    assert lags == {f"lag_records{{{task.name}.{topic}}}": 0 for topic in ("examples", "labelled")}
     assert {row["evidence"]["alert_id"] for row in starts} == {warning["alert_id"]}
     read = {p: log[-1].offset + 1 for p, log in examples(task).items()}
     assert again.places[f"{task.name}.examples"] == read

@@ -34,6 +34,7 @@ class DriftConfig:
         0.01  # chance of a false alarm of ADWIN at a time; of chance alone passing a PSI's threshold
     )
     psi_threshold: float = 0.2  # PSI a column must pass, above its sampling noise and its own habit
+    joint_threshold: float = 0.1  # change of inputs' correlations that counts, above their habit; 2 is never
     alpha: float = 0.01  # at most this share of alerts ends in a wrong promotion
     min_effect: float = 0.0005  # a challenger must be better, and a loss must rise, by more than this
     min_events: int = 200  # no verdict before a challenger was tested on this many
@@ -55,6 +56,7 @@ class DriftConfig:
             f"detectors may be {', '.join(DETECTORS)}, not {', '.join(unknown)}": bool(unknown),
             "detectors must name at least one": not self.detectors,
             "psi_threshold must be above 0": self.psi_threshold <= 0.0,
+            "joint_threshold must be above 0": self.joint_threshold <= 0.0,
             "min_effect must be at least 0 and below 1 nat": not 0.0 <= self.min_effect < 1.0,
             "segment_share must be above 0 and at most 1": not 0.0 < self.segment_share <= 1.0,
             "max_segment_harm must be above 0 and below 1 nat": not 0.0 < self.max_segment_harm < 1.0,
@@ -84,8 +86,9 @@ class Alert:
     """One drift, noticed once. `strength` above `threshold` raised it; both are in the detector's unit.
 
     `severity` is from 0 to 1. Of an input or the scores: the share of events whose value would have to be another one
-    for all to be as before (total variation distance). Of calibration: the part of the scores, or of the labels, that
-    is too much. Of the loss: the part of it that the rise made. 1 for steps that were rejected.
+    for all to be as before (total variation distance); of `joint`, the quarter of the ranks that a value of two inputs
+    is in. Of calibration: the part of the scores, or of the labels, that is too much. Of the loss: the part of it that
+    the rise made. 1 for steps that were rejected.
     """
 
     alert_id: str  # "ranks-<labelled examples seen>": the same stream gives the same id after a restart

@@ -1,4 +1,7 @@
-"""What moved, since when, by how much and how, for people: a shift's onset and its columns, the worst first."""
+"""What moved, since when, by how much and how, for people: a shift's onset and its columns, the worst first.
+
+Of a change that no column shows by itself: the pairs of columns that relate otherwise.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.drift import Affected
+from learners.joint import JointWatch, Related, cells
 from learners.psi import Bins
 from learners.units import distance, rescaled
 from learners.watched import Watched
@@ -84,6 +88,46 @@ def affected(
             "shares": [then_shares.tolist(), now_shares.tolist()],
         } | _detail(sides, after, column, new)
     return sorted(found, key=lambda each: -each.severity), details
+
+
+def related(
+    sides: Sides, joint: JointWatch, onset: int, block: int, names: Sequence[str]
+) -> tuple[list[Affected], list[dict[str, Any]], str]:
+    """Columns that relate otherwise, what has the largest part in the change first; pairs, ready for JSON; and words.
+
+    A column is as bad as the worst of its pairs, which is told.
+    """
+    after = sides.newest.slice(min(onset, max(0, len(sides.newest) - FEWEST)), len(sides.newest))
+    pairs = joint.related(after, block)
+    places = [(pair.left, pair.right) for pair in pairs]
+    both = zip(pairs, cells(sides.before, places), cells(after, places), strict=True)
+    told: dict[int, Affected] = {}
+    parts: dict[int, float] = {}
+    details = []
+    for pair, then, now in both:
+        severity = round(_moved(then, now, len(after)), 4)
+        for mine, other in ((pair.left, pair.right), (pair.right, pair.left)):
+            parts[mine] = parts.get(mine, 0.0) + pair.share
+            if mine not in told or severity > told[mine].severity:
+                told[mine] = Affected(names[mine], severity, _relates(pair, names[other]))
+        details.append(
+            {
+                "columns": [names[pair.left], names[pair.right]],
+                "share": pair.share,
+                "rank_correlation": [pair.before, pair.after],
+                "rows": [len(sides.before), len(after)],
+                "shares": [then.tolist(), now.tolist()],
+            }
+        )
+    order = sorted(told, key=lambda each: -parts[each])
+    words = "; ".join(f"{names[pair.left]} is {_relates(pair, names[pair.right])}" for pair in pairs)
+    return [told[each] for each in order], details, words
+
+
+def _relates(pair: Related, other: str) -> str:
+    if not pair.straight:
+        return f"related to {other} otherwise than before"
+    return f"related to {other} with rank correlation {pair.after:.2f} instead of {pair.before:.2f}"
 
 
 def _width(sides: Sides, column: int) -> int:

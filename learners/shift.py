@@ -1,4 +1,4 @@
-"""Drift in what goes in and what comes out: every column and the score, against the recent past.
+"""Drift in what goes in and what comes out: every column, the score, and how columns relate, against the recent past.
 
 Every eighth of a window is a block. A block gives each column some statistics (`STATISTICS`), and how strange they are
 among those of the blocks before is evidence (`learners.evidence`); an alarm also needs that the newest window moved by
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from learners.batch import Batch, Schema
 from learners.drift import Alert, DriftConfig
 from learners.evidence import RankEvidence
-from learners.moved import Sides, affected
+from learners.joint import FEWEST_ROWS, JointWatch
+from learners.moved import Sides, affected, related
 from learners.packing import part, prefixed
 from learners.psi import Bins, psi_noise
 from learners.watched import SeenValues, Watched
@@ -30,8 +31,10 @@ SMALLEST_HABIT = 8  # no alarm before this many
 NEVER = 2**62  # the block in which a column has its first value, if it has none
 LESSON = 2  # alarms after which a column that alarms again and again must move further than before
 FADE = 0.5 ** (1 / (500 * BLOCKS))  # a lesson is worth half after 500 windows
+OFF = 2.0  # a threshold that no change of correlations is to pass: they are not watched
 LEAST = 0.02  # change of the share of missing values, and share of new ones, that a column must pass
-STATISTICS = ("psi", "missing", "new_values")
+STATISTICS = ("psi", "missing", "new_values", "joint")
+JOINT = STATISTICS.index("joint")
 SHARE = 2.0  # all of this has half of the budget of false alarms; calibration has the other half
 
 Floats = NDArray[np.float64]
@@ -40,17 +43,19 @@ Floats = NDArray[np.float64]
 class ShiftDetector:
     """Compares what comes with the recent past; one shift gives one alert.
 
-    Three statistics: the population stability index of each column and of the score; the change of the share of
-    missing values of each column; and of each category, the share of values that were never seen before the newest
-    window. An alarm needs both, of one statistic:
+    Four statistics: the population stability index of each column and of the score; the change of the share of
+    missing values of each column; of each category, the share of values that were never seen before the newest
+    window; and of all inputs together, the change of their correlations (`learners.joint`), unless there is one input
+    only, or a block has too few rows for it. An alarm needs both, of one statistic:
 
     * evidence: R of its ranks reaches the budget times the number of statistics. Without a change, while blocks are
       exchangeable, that happens at most once in `false_alarms_per` examples on average, over all columns, calibration
       included;
     * effect: in the newest window it passes a threshold + habit. The threshold of PSI is `psi_threshold` + the noise
-      that any of the columns passes by chance with probability `delta`; of the others, `LEAST`. The habit is twice the
-      90 % quantile of what it was in the last `HABIT` windows: a column that follows the time of day or still fills up
-      after a cold start moves all the time, and only a move that is large for it is news.
+      that any of the columns passes by chance with probability `delta`; of correlations `joint_threshold`; of the
+      others, `LEAST`. The habit is twice the 90 % quantile of what it was in the last `HABIT` windows: a column that
+      follows the time of day or still fills up after a cold start moves all the time, and only a move that is large
+      for it is news.
 
     The reference follows the stream (it is made of `REFERENCE` blocks every `REFRESH` blocks), so slow growth is never
     a shift; a slow drift that hurts is left to the loss detector. An alert empties the reference, since what comes next
@@ -70,10 +75,13 @@ class ShiftDetector:
         self.columns = [*(schema.numbers[i] for i in self._numbers), "score"]
         self.columns += [schema.categories[i] for i in self._categories]
         count, kinds = len(self.columns), len(self._categories)
-        self._of = np.concatenate(
-            [np.arange(count)] * 2 + [np.arange(count - kinds, count)]
-        )  # column of each
-        self._kind = np.repeat(np.arange(len(STATISTICS)), [count, count, kinds])  # and which statistic it is
+        joint = count > 2 and self._block >= FEWEST_ROWS and config.joint_threshold < OFF
+        # The column of each statistic (of `joint` none, which is -1), and which statistic it is.
+        self._of = np.concatenate([np.arange(count)] * 2 + [np.arange(count - kinds, count), [-1] * joint])
+        self._of = self._of.astype(np.int64)
+        self._kind = np.repeat(np.arange(len(STATISTICS)), [count, count, kinds, int(joint)])
+        self._joint = JointWatch(count - 1, config.delta) if joint else None
+        self._inputs = [name for i, name in enumerate(self.columns) if i != self._score_at]
         self._pending = Watched.none(len(self._numbers) + 1, kinds)  # the block that is not yet full
         self._blocks: list[Watched] = []  # the full ones since the reference was emptied, newest last
         self._reference: Bins | None = None
@@ -137,6 +145,8 @@ class ShiftDetector:
         for block in self._blocks[-BLOCKS:]:
             self._seen_values.add(block.categories)
         self._blocks, self._reference = [], None
+        if self._joint is not None:
+            self._joint.keep(0)
         self._made_of = self._age = 0
         self._histograms.clear()
         self._evidence.restart()
@@ -148,14 +158,18 @@ class ShiftDetector:
         self._largest *= FADE
         self._first[block.known() & (self._first == NEVER)] = self._counted
         self._blocks.append(block)
+        if self._joint is not None:
+            self._joint.add(block)
         self._new.append(self._seen_values.unseen(block.categories).mean(axis=0))
         self._age += 1
         if (reference := self._reference) is not None:
             self._histograms.append(reference.histogram(reference.codes(block.numbers, block.categories)))
-            self._evidence.update(self._statistics(reference, self._histograms[-1], self._new[-1]))
+            strange = [self._joint.strangeness(min(self._age - 1, BLOCKS))] if self._joint is not None else []
+            self._evidence.update(self._statistics(reference, self._histograms[-1], self._new[-1], strange))
             if len(self._histograms) == BLOCKS:
+                joint = [self._joint.effect(BLOCKS)] if self._joint is not None else []
                 effects = self._statistics(
-                    reference, np.sum(self._histograms, axis=0), np.mean(self._new, axis=0)
+                    reference, np.sum(self._histograms, axis=0), np.mean(self._new, axis=0), joint
                 )
                 alerts = self._judge(reference, effects, version)
                 if alerts:
@@ -167,11 +181,11 @@ class ShiftDetector:
         self._remember()
         return []
 
-    def _statistics(self, reference: Bins, histogram: Floats, new: Floats) -> Floats:
+    def _statistics(self, reference: Bins, histogram: Floats, new: Floats, joint: Sequence[float]) -> Floats:
         """The statistics [statistics] of one block or of the window: its histogram [bins], shares of new values."""
         now = reference.shares(histogram)
         missing = np.abs(now[reference.missing] - self._shares[reference.missing])
-        found = np.concatenate([reference.psi(now, self._shares), missing, new])
+        found = np.concatenate([reference.psi(now, self._shares), missing, new, joint])
         return np.where(self._able, found, np.nan)
 
     def _remember(self) -> None:
@@ -185,6 +199,8 @@ class ShiftDetector:
             self._made_of, self._age = min(len(self._blocks) - BLOCKS, REFERENCE), BLOCKS
             self._make_reference()
         self._blocks = self._blocks[-(REFERENCE + REFRESH + BLOCKS) :]
+        if self._joint is not None:
+            self._joint.keep(len(self._blocks))
 
     def _make_reference(self) -> None:
         """From the `made_of` blocks that end `age` blocks ago, so that `load` can make the same one."""
@@ -194,13 +210,17 @@ class ShiftDetector:
             return
         end = len(self._blocks) - self._age
         rows = Watched.concat(self._blocks[end - self._made_of : end])
-        self._able = (self._first <= self._counted - self._age - self._made_of + 1)[self._of]
+        able = self._first <= self._counted - self._age - self._made_of + 1
+        self._able = able[self._of] | (self._kind == JOINT)
+        if self._joint is not None:
+            self._joint.refer(end - self._made_of, end, np.delete(able, self._score_at))
         made = self._reference = Bins(rows.numbers, rows.categories)
         self._shares = made.shares(made.histogram(made.codes(rows.numbers, rows.categories)))
         chance, size = self._config.delta / len(self.columns), self._block * BLOCKS
         noise = {int(n): psi_noise(int(n), size, len(rows), chance) for n in np.unique(made.counts)}
         least = [self._config.psi_threshold + noise[int(n)] for n in made.counts]
         self._base = np.where(self._kind == 0, np.array(least)[self._of], LEAST)
+        self._base[self._kind == JOINT] = self._config.joint_threshold
         for block in self._blocks[end:][-BLOCKS:]:
             self._histograms.append(made.histogram(made.codes(block.numbers, block.categories)))
 
@@ -215,7 +235,10 @@ class ShiftDetector:
         return thresholds
 
     def _judge(self, reference: Bins, effects: Floats, version: str) -> list[Alert]:
-        """At most one alert: of the statistic that passes its threshold by most; all columns that did are in it."""
+        """At most one alert: of the statistic that passes its threshold by most; all columns that did are in it.
+
+        It is of `joint` only if no column alarms by itself: what moves often relates otherwise too.
+        """
         if len(self._habit) <= SMALLEST_HABIT or self._seen < self._quiet_until:
             return []
         evidence = self._evidence.values
@@ -230,6 +253,8 @@ class ShiftDetector:
         self._quiet_until = self._seen + self._config.cooldown
         self._alarms[passed] += 1
         self._largest[passed] = np.maximum(self._largest[passed], effects[passed])
+        if (alarmed & (self._kind != JOINT)).any():
+            alarmed &= self._kind != JOINT
         worst = int(np.argmax(np.where(alarmed, effects / thresholds, 0.0)))
         return [self._alert(reference, effects, thresholds, passed, worst, version)]
 
@@ -246,12 +271,26 @@ class ShiftDetector:
         before = Watched.concat(self._blocks[max(0, end - self._made_of) : end])
         newest = Watched.concat(self._blocks[-2 * BLOCKS :])
         sides = Sides(reference, self._shares, before, newest, self._seen_values.unseen(newest.categories))
-        onset = sides.onset(int(self._of[worst]), self._kind[worst] == STATISTICS.index("new_values"))
-        columns = list(dict.fromkeys(self._of[passed].tolist()))
-        evidence = self._evidence.values
-        found, details = affected(sides, onset, columns, self.columns)
+        kind, evidence = int(self._kind[worst]), self._evidence.values
+        columns = list(dict.fromkeys(self._of[passed & (self._kind != JOINT)].tolist()))
+        if kind == JOINT:
+            assert self._joint is not None
+            onset = self._joint.onset(newest, BLOCKS)
+            found, pairs, message = related(sides, self._joint, onset, self._block, self._inputs)
+            moved, told = affected(sides, onset, columns, self.columns)
+            named = {each.name for each in found}
+            found += [each for each in moved if each.name not in named]
+            details = {"columns": told, "pairs": pairs}
+            subject = found[0].name
+        else:
+            onset = sides.onset(int(self._of[worst]), STATISTICS[kind] == "new_values")
+            found, told = affected(sides, onset, columns, self.columns)
+            details = {"columns": told}
+            subject = self.columns[self._of[worst]]
+            first = next(each for each in found if each.name == subject)
+            message = "; ".join(f"{each.name} is {each.change}" for each in (first, *_others(found, subject)))
         values = {
-            f"{STATISTICS[self._kind[i]]}.{self.columns[self._of[i]]}": [
+            f"{STATISTICS[self._kind[i]]}.{self.columns[self._of[i]] if self._of[i] >= 0 else 'inputs'}": [
                 float(effects[i]) if np.isfinite(effects[i]) else None,
                 float(thresholds[i]) if np.isfinite(thresholds[i]) else None,
                 float(evidence[i]),
@@ -259,14 +298,10 @@ class ShiftDetector:
             for i in range(len(effects))
         }
         limit = SHARE * self._config.false_alarms_per / self._block * len(self._of)
-        detector = STATISTICS[self._kind[worst]]
-        subject = self.columns[self._of[worst]]
         level: Literal["input", "score"] = "score" if self._of[worst] == self._score_at else "input"
-        first = next(each for each in found if each.name == subject)
-        message = "; ".join(f"{each.name} is {each.change}" for each in (first, *_others(found, subject)))
         return Alert(
-            alert_id=f"{detector}-{self._seen}",
-            detector=detector,
+            alert_id=f"{STATISTICS[kind]}-{self._seen}",
+            detector=STATISTICS[kind],
             level=level,
             subject=subject,
             strength=float(effects[worst]),
@@ -282,7 +317,7 @@ class ShiftDetector:
                 "block": self._block,
                 "evidence_needed": limit,
                 "effect_threshold_evidence": values,
-                "columns": details,
+                **details,
             },
         )
 
@@ -321,6 +356,10 @@ class ShiftDetector:
         self._new = deque(state["new"], maxlen=BLOCKS)
         self._seen_values.load(state["seen"])
         self._evidence.load(part("evidence", state))
+        if self._joint is not None:
+            self._joint.keep(0)
+            for block in self._blocks:
+                self._joint.add(block)
         self._make_reference()
 
 

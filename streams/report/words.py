@@ -18,6 +18,7 @@ DETECTORS = {
     "psi": "population stability index",
     "missing": "share of missing values",
     "new_values": "share of values never seen before",
+    "joint": "change of how inputs hang together",
     "calibration": "calibration error",
 }
 SAID = ("command_id", "worker", "has", "late_ms", "version")  # what the reason says already, or nobody reads

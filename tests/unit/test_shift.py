@@ -178,7 +178,9 @@ def test_the_alert_says_that_the_units_changed_and_carries_its_evidence() -> Non
     details = json.loads(json.dumps(alert.details))
     effect, threshold, evidence = details["effect_threshold_evidence"]["psi.amount"]
     assert (effect, threshold) == (alert.strength, alert.threshold)
-    statistics = 2 * 8 + 2  # PSI and missing values of 5 numbers, score and 2 categories; new values of these
+    statistics = (
+        2 * 8 + 2 + 1
+    )  # PSI and missing values of 5 numbers, score, 2 categories; new values of these; joint
     assert evidence >= details["evidence_needed"] == 2 * CONFIG.false_alarms_per / 125 * statistics
     column = details["columns"]["amount"]
     assert [sum(shares) for shares in column["shares"]] == pytest.approx([1.0, 1.0])

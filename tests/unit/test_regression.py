@@ -94,12 +94,12 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 
 def test_recent_labels_are_inputs_in_standard_deviations() -> None:
     """A walk: the newest label says nearly all of the next one."""
-    walk = np.cumsum(np.random.default_rng(0).normal(0, 1, 8_000)).astype(np.float32)
-    batch = replace(value_rows(8_000), label=walk)
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 1, 4_000)).astype(np.float32)
+    batch = replace(value_rows(4_000), label=walk)
     with_, without = (
         trainer_of("logistic", schema=VALUES, recent_labels=recent, batch_size=4) for recent in ((1, 4), ())
     )
-    errors = [np.abs(each.test_then_train(batch) - walk)[4_000:].mean() for each in (with_, without)]
+    errors = [np.abs(each.test_then_train(batch) - walk)[2_000:].mean() for each in (with_, without)]
     assert errors[0] < 0.6 * errors[1]
 
 

@@ -48,7 +48,7 @@ def test_the_hidden_layers_of_every_net_are_found(family: str) -> None:
     )  # each tower's last layer is no hidden one
     for each, width in zip(found, widths, strict=True):
         assert each.reader.weight.shape[1] >= width
-    trainer.train(rows(STEP * (MATURE + 40 * EVERY), schema=RICH))
+    trainer.train(rows(STEP * (MATURE + 5 * EVERY), schema=RICH))
     assert renewal_of(trainer).renewed > 0
     assert np.isfinite(trainer.score(rows(9, schema=RICH).numbers, rows(9, schema=RICH).categories)).all()
 

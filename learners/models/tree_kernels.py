@@ -203,11 +203,14 @@ def score(
                 weight, mean = record[COUNTS], record[COUNTS + 1]
                 out[at, 0] += base[0] + (mean - base[0]) * weight / (weight + prior)
                 continue
-            shares[:] = record[COUNTS:BY_COUNT] + np.float32(prior) * base
+            for label in range(base.shape[0]):
+                shares[label] = record[COUNTS + label] + np.float32(prior) * base[label]
             if record[BY_BAYES] < record[BY_COUNT]:
                 said(grove.observers[block, leaf], grove.subset[block, leaf], rows[at], columns)
                 shares *= np.exp(columns)
-            out[at] += shares / shares.sum()
+            total = shares.sum()
+            for label in range(base.shape[0]):
+                out[at, label] += shares[label] / total
     out /= np.float32(len(active))
 
 

@@ -93,6 +93,7 @@ class LiveModel:
             self._slot.load_full(head.meta, head.payload)
         except BadUpdate as error:
             self._refuse(head.meta, error, "the newest stored model")
+        self._canary = None  # one of an earlier call may be over
         if (beside := self._heads.canary()) is not None and beside.meta["lineage"] != self._slot.lineage:
             try:
                 self._canary = self._beside(beside.meta, beside.payload)

@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.blobs import Blobs
+from infra.clock import now_ms
 from infra.kafka import Record
 from learners import checkpoint
 from learners.entries import Line, Settings, Steps, Version, Void
@@ -128,17 +130,19 @@ def check_updates(outlet: ListOutlet, entries: list[Line]) -> None:
 def test_a_learner_that_dies_again_and_again_is_the_undisturbed_one(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[str]
 ) -> None:
+    clock = count(now_ms())  # checkpoints come as often on a busy machine
+    monkeypatch.setattr("streams.learn.now_ms", lambda: next(clock))
     chance, outlet, fate = random.Random(seed), ListOutlet(), Fate(monkeypatch)
     spans, died, at_once = iter(lambda: chance.randint(1, 70), 0), 0, chance.choice([1, 3, 50])
     steps = []
-    for learner in lives(fate, tmp_path, outlet, spans, at_once=at_once, checkpoint_every_ms=30):
+    for learner in lives(fate, tmp_path, outlet, spans, at_once=at_once, checkpoint_every_ms=40):
         died += 1
         steps.append(learner.training.step)
         again = logs.learner(TASK, tmp_path, log(), outlet)
         again.start()
         assert logs.digest(again.training.arena) == undisturbed[again.training.step]
         again._ledger.close()
-    assert died > 5
+    assert died > 3
     assert steps[-1] == len(undisturbed) - 1
     check_history(lines(again))
     check_updates(outlet, lines(again))

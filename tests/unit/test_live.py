@@ -87,8 +87,10 @@ def test_two_workers_and_one_that_starts_later_agree(settings: Settings) -> None
     np.testing.assert_array_equal(serve(late).arm, serve(first).arm)
     heads.drop_canary()
     alone = live(settings)
-    alone.load()
-    assert set(serve(alone).versions) == {"L1.1"}
+    for model in (alone, late):  # also one that has loaded before, as a worker does to warm up
+        model.load()
+        assert set(serve(model).versions) == {"L1.1"}
+        assert not serve(model).arm.any()
 
 
 @pytest.mark.parametrize("winner", ["L1", "L2", "L3"])

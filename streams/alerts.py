@@ -12,18 +12,22 @@ from infra.blobs import BlobMissing, Blobs
 from learners.drift import Alert
 
 log = logging.getLogger(__name__)
+KEPT = 1_000  # files of a task, some tens of kB each
 
 
 def keep_evidence(store: Blobs, task: str, alert: Alert) -> str:
     """Store what the alert rests on; the name of the file, "" where there is nothing to store or no room for it.
 
-    An alert out of the training ledger has nothing with it, and its file is there already.
+    An alert out of the training ledger has nothing with it, and its file is there already. Names begin with the event
+    time, and the oldest of more than `KEPT` go.
     """
-    name = f"alerts/{task}/{alert.alert_id}.{alert.level}.json"
+    name = f"alerts/{task}/{alert.event_ms:015d}.{alert.alert_id}.{alert.level}.json"
     if not alert.details:
         return name if evidence_of(store, name) is not None else ""
     try:
         store.put(name, json.dumps(dict(alert.details)).encode())
+        for old in sorted(set(store.list(f"alerts/{task}/")) - {name})[: -KEPT + 1]:
+            store.delete(old)
     except OSError as error:
         log.error("cannot store the evidence of %s: %s; free some space in %s", name, error, store.url)
         return ""

@@ -4,10 +4,10 @@ Every block of a stream gives each statistic one value, the larger the stranger.
 blocks before it. While blocks are exchangeable, the ranks are independent and uniform, whatever the statistic's
 distribution is (conformal test martingales, Vovk et al. 2021), so a bet that pays a rank r from the top in proportion
 to r^-a, with mean 1 over all ranks, is fair: an e-value. Bets are gathered as Shiryaev and Roberts do, R = (R + 1) e.
-R minus the number of blocks is a supermartingale, and so is a mean of such R over exponents a and over statistics,
-however these depend on each other: it is an e-detector (Shin, Ramdas & Rinaldo 2023). So where K statistics are
-watched, the first R that reaches K times the budget is, without a change, at least the budget of blocks away on
-average: that is the correction for how many there are.
+R minus the number of blocks is a supermartingale in what the statistic's own ranks tell, and so is a mean of such R
+over exponents a: an e-detector (Shin, Ramdas & Rinaldo 2023). Its mean after t blocks is t at most: by a union bound,
+however K statistics depend on each other, the chance that one of them reaches K times the budget within t blocks
+without a change is at most t / budget: that is the correction for how many there are.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Where the learner's records go: what it says to people, and the updates of the model that serves."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from infra.kafka import end_offsets, make_consumer, make_producer
 from streams.topics import META
 
 Meta = dict[str, Any]
+_SAID_S = 2.0  # how long the end waits for Kafka to hear how far the learner is
 Places = Mapping[str, Mapping[int, int]]  # topic, partition: offset of the next record
 
 
@@ -70,6 +72,7 @@ class KafkaOutlet:
         self._kafka, self._updates = kafka, updates
         self._producer = make_producer(kafka)
         self._group = make_consumer(kafka, group=group)
+        self._said: Any = None  # the newest `reached`, as a future
 
     def send(self, topic: str, value: bytes, key: bytes) -> Any:
         """See Outlet."""
@@ -87,7 +90,7 @@ class KafkaOutlet:
 
     def reached(self, places: Places) -> None:
         """See Outlet. It waits for nothing, and what gets lost is said again a second later."""
-        self._group.commit_async(
+        self._said = self._group.commit_async(
             {
                 TopicPartition(topic, p): OffsetAndMetadata(offset, "", -1)
                 for topic, offsets in places.items()
@@ -97,6 +100,9 @@ class KafkaOutlet:
 
     def close(self) -> None:
         """See Outlet."""
+        until = time.monotonic() + _SAID_S
+        while self._said is not None and not self._said.is_done and time.monotonic() < until:
+            time.sleep(0.01)
         self._group.close()
         self._producer.flush()
         self._producer.close()

@@ -160,7 +160,7 @@ def test_lineage_asks_the_archive_first(history: History) -> None:
 
     # What no topic has any more, as after their retention: only the archive can tell of it.
     places = {"event_ms": 5, "processed_ms": 7, "late": 1, "source_partition": 1, "source_offset": 3}
-    archived = {"task": history.task.name, "event_id": "it's old", "version": "L1.9", "score": 0.25, **places}
+    archived = {"task": history.task.name, "event_id": "it's old", "version": "L9.9", "score": 0.25, **places}
     label = {
         "task": history.task.name,
         "event_id": "it's old",
@@ -176,7 +176,7 @@ def test_lineage_asks_the_archive_first(history: History) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["prediction"] == {
-        "score": 0.25, "version": "L1.9", "event_time": 5, "processed_at": 7, "late": True,
+        "score": 0.25, "version": "L9.9", "event_time": 5, "processed_at": 7, "late": True,
         "source": {"partition": 1, "offset": 3},
     }  # fmt: skip
     assert facts["label"] == {"label": 1.0, "known_at": 6, "served": None, "source": "label"}

@@ -104,6 +104,8 @@ class Way:
             nobody, Metrics(),
         )  # fmt: skip
         self.steps: list[Any] = [ServeStep(context, index, 0) for index in range(2)]
+        for step in self.steps:  # as `open` leaves them
+            step._offsets = dict.fromkeys(step._sources, 0)
         self._put_clocks()
         items = (item for item in simulate("clicks", seed=1, events=events).items() if item.kind == "event")
         self.records = [

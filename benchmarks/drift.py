@@ -27,6 +27,7 @@ asked after every event, promotes (`wrong_promotion_rate`; alpha is 0.01).
 """
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -36,6 +37,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
 
 from benchmarks import _drift_peers as peers
 from benchmarks._common import ROOT, finish, parser, table

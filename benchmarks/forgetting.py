@@ -14,12 +14,16 @@ Log losses are prequential, in nats: over all rows (`_loss`), over the 500 rows 
 plasticity. The differences to the arm without anything (of library to arena) are paired by seed, with 95 % intervals.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
 
 from benchmarks._common import finish, parser, table
 

@@ -21,11 +21,15 @@ The figures of time are microseconds of processor time a row, whoever else works
 that of inputs and scores over what it is without correlations, on the same rows.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
 
 from benchmarks._common import finish, parser, table
 

@@ -16,12 +16,16 @@ the burst on what others sent (`poisoned_loss`). The same where the rule does ch
 `true_loss`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
 
 from benchmarks._common import finish, parser, table
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -20,8 +21,12 @@ HEAVY = ("torch", "feast", "faust", "chdb", "quixstreams")
 
 
 def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    """A program of its own that finds no more than one that is run by its path, as `make bench` does."""
+    command, own = [sys.executable, "-P", "-c", program, *arguments], dict(os.environ)
+    own.pop("PYTHONPATH", None)
+    return subprocess.run(
+        command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_there_are_benchmarks() -> None:

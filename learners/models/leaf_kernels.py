@@ -55,29 +55,31 @@ def count_class(record: Floats, totals: Doubles, label: int, weight: float) -> N
 
 
 @kernel
+def moments(to: Floats | Doubles, value: float, weight: float) -> None:
+    """Fold a value into a weight, a mean and a sum of squared deviations (West 1979)."""
+    to[0] += weight
+    gap = value - to[1]
+    to[1] += gap * weight / to[0]
+    to[2] += weight * gap * (value - to[1])
+
+
+@kernel
 def count_value(record: Floats, totals: Doubles, label: float, weight: float) -> None:
-    """Fold a label into a leaf's weight and mean, and into `totals`: weight, mean, squared deviations (West 1979)."""
+    """Fold a label into a leaf's weight and mean, and into `totals`: weight, mean, squared deviations."""
     record[COUNTS] = min(record[COUNTS] + weight, LEAF_ROWS)
     record[COUNTS + 1] += (label - record[COUNTS + 1]) * min(weight / record[COUNTS], 1.0)
-    totals[0] += weight
-    gap = label - totals[1]
-    totals[1] += gap * weight / totals[0]
-    totals[2] += weight * gap * (label - totals[1])
+    moments(totals, label, weight)
 
 
 @kernel
 def note_class(seen: Floats, value: float, label: int, weight: float) -> None:
-    """Fold a row's value of a column into the distribution of its class (West 1979)."""
+    """Fold a row's value of a column into the distribution of its class."""
     new = True
     for first in range(0, seen.shape[0] - COLUMN, 3):
         new = new and seen[first] == 0.0
     seen[SMALLEST] = value if new else min(seen[SMALLEST], value)
     seen[LARGEST] = value if new else max(seen[LARGEST], value)
-    of_class = seen[3 * label : 3 * label + 3]
-    of_class[0] += weight
-    gap = value - of_class[1]
-    of_class[1] += gap * weight / of_class[0]
-    of_class[2] += weight * gap * (value - of_class[1])
+    moments(seen[3 * label : 3 * label + 3], value, weight)
 
 
 @kernel

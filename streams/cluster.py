@@ -22,6 +22,7 @@ from streams.prepare import prepare
 from streams.reporting import addresses, targets
 from streams.running import noted, refuse_second
 from streams.task import Task
+from streams.topics import Topics
 
 
 class Cluster:
@@ -110,7 +111,7 @@ class Cluster:
 
     def ready(self) -> bool:
         """Whether the learner has a model and every Faust role its partitions."""
-        groups = [f"driftline-{self.task.name}-{role}" for role in ("serve", "join", "archive")]
+        groups = [Topics.of(self.task).group(role) for role in ("serve", "join", "archive")]
         model = Heads(Blobs(self.settings.blobs), self.task.name).any()
         return model and all(group_ready(self.settings.kafka, group) for group in groups)
 

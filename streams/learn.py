@@ -70,7 +70,7 @@ def connect(task: Task, settings: Settings) -> tuple[LabelledLog, Outlet, Contro
     source, served = (
         KafkaLog(settings.kafka, topic, settings.partitions) for topic in (topics.labelled, topics.examples)
     )
-    outlet = KafkaOutlet(settings.kafka, topics.model_updates, f"driftline-{task.name}-learn")
+    outlet = KafkaOutlet(settings.kafka, topics.model_updates, topics.group("learn"))
     return source, outlet, Control(settings.kafka, topics), served
 
 
@@ -90,7 +90,7 @@ class Learner:
         checkpoint_every_ms: int = CHECKPOINT_EVERY_MS,
     ) -> None:
         self._task, self._settings, self._source, self._outlet = task, settings, source, outlet
-        self._every_ms = checkpoint_every_ms
+        self._topics, self._every_ms = Topics.of(task), checkpoint_every_ms
         self._kept = Kept.of(settings, task.name)
         store = self._kept.store
         self._ledger = Ledger(self._kept.ledger_path, store, self._kept.ledger)
@@ -242,7 +242,7 @@ class Learner:
 
     def _learn(self, steps: Sequence[Step]) -> None:
         """Write down these steps, then take them."""
-        self.training.metrics.note("lag_records", self._reader.behind, of=Topics.of(self._task).labelled)
+        self.training.metrics.note("lag_records", self._reader.behind, of=self._topics.labelled)
         if not steps:
             ranks().tell(Wait())
             return
@@ -284,7 +284,7 @@ class Learner:
         if (watch := self._watch) is None:
             return
         alert = watch.turn()
-        self.training.metrics.note("lag_records", watch.behind, of=Topics.of(self._task).examples)
+        self.training.metrics.note("lag_records", watch.behind, of=self._topics.examples)
         if alert is not None:
             step, positions = self.training.step, dict(watch.positions)
             keep_evidence(self._kept.store, self._task.name, alert)
@@ -294,10 +294,9 @@ class Learner:
         self.training.tell_feature_drift(watch.psi(), watch.event_ms)
 
     def _tell_place(self) -> None:
-        topics = Topics.of(self._task)
-        places = {topics.labelled: {p: offset for p, (offset, _) in self.training.positions.items()}}
+        places = {self._topics.labelled: {p: offset for p, (offset, _) in self.training.positions.items()}}
         if self._watch is not None:
-            places[topics.examples] = self._watch.positions
+            places[self._topics.examples] = self._watch.positions
         self._outlet.reached(places)
 
     def _checkpoint(self) -> None:

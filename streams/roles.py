@@ -40,7 +40,8 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
 
     torch.set_num_threads(1)
     settings = prepare(task, settings)
-    topics, group = Topics.of(task), f"driftline-{task.name}-serve"
+    topics = Topics.of(task)
+    group = topics.group("serve")
     app = make_app(group, settings)
     blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
     metrics, worker = Metrics(), worker_name(settings)
@@ -89,7 +90,8 @@ def join_app(task: Task, settings: Settings) -> faust.App:
     from streams.label_end import EndOfLog
 
     settings = prepare(task, settings)
-    topics, group = Topics.of(task), f"driftline-{task.name}-join"
+    topics = Topics.of(task)
+    group = topics.group("join")
     app = make_app(group, settings)
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     metrics = Metrics()
@@ -121,7 +123,7 @@ def archive_app(task: Task, settings: Settings) -> faust.App:
     from streams.archive import ArchiveCommitter, ArchiveStep, ArchiveWriter, sources
 
     settings = prepare(task, settings)
-    group = f"driftline-{task.name}-archive"
+    group = Topics.of(task).group("archive")
     app = make_app(group, settings)
     metrics = Metrics()
     report(metrics, settings, task.name, "archive")

@@ -142,10 +142,8 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
 
 def _all_read(cluster: Cluster) -> bool:
     """Whether serve has committed every event that is in Kafka."""
-    kafka, task = cluster.settings.kafka, cluster.task
-    topic = Topics.of(task).events
-    done = committed_offsets(kafka, f"driftline-{task.name}-serve", topic)
-    return all(done.get(partition, 0) >= end for partition, end in end_offsets(kafka, topic).items())
+    topics = Topics.of(cluster.task)
+    return _left(cluster.settings.kafka, topics.group("serve"), topics.events) <= 0
 
 
 def _all_learned(cluster: Cluster) -> bool:
@@ -153,14 +151,14 @@ def _all_learned(cluster: Cluster) -> bool:
 
     Marks end transactions; a reader that commits where its last record ended leaves those behind it.
     """
-    kafka, task = cluster.settings.kafka, cluster.task
-    topics, marks = Topics.of(task), 2 * cluster.settings.partitions
+    kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
+    marks = 2 * cluster.settings.partitions
     read = {
         "join": {topics.labels: 0, topics.examples: marks},
         "learn": {topics.labelled: marks, topics.examples: marks},
     }
     return all(
-        _left(kafka, f"driftline-{task.name}-{role}", topic) <= left
+        _left(kafka, topics.group(role), topic) <= left
         for role, places in read.items()
         for topic, left in places.items()
     )

@@ -45,6 +45,10 @@ class Topics:
             dead_letters=own.dead_letters or f"{task.name}.dead-letters",
         )
 
+    def group(self, role: str) -> str:
+        """The consumer group of a role: serve, join, archive, or learn, which only tells there how far it is."""
+        return f"driftline-{self.task}-{role}"
+
     @property
     def examples(self) -> str:
         """The join's one log: features exactly as served, and the labels, both placed by event id."""

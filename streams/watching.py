@@ -99,7 +99,9 @@ class ServedWatch:
         of_live = np.flatnonzero(rows.arm <= 0)  # not what a canary served beside the champion
         if not len(of_live):
             return None
-        rows, served, version = rows.take(of_live), served[of_live], versions[of_live[-1]]
+        version = versions[of_live[-1]]
+        if len(of_live) < len(rows):
+            rows, served = rows.take(of_live), served[of_live]
         lineage = version.partition(".")[0]  # a record is of one version, but for a canary's rows
         if lineage != self._lineage:
             if self._lineage:

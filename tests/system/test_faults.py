@@ -126,7 +126,10 @@ def test_a_full_disk_stops_the_snapshots_and_nothing_else(broker: Any, tmp_path:
         assert worker.stop(signal.SIGTERM) == 0
         said = re.findall(r"ERROR streams.snapshots: (cannot store a snapshot of .*)", worker.output)
         assert all("No space left on device; free some space in file://" in line for line in said)
-        assert not prefix or "cannot register the features with Feast, trying again" in worker.output
+        # The registry of Feast comes first, and sometimes is small enough for the disk; then its tables are not.
+        assert not prefix or re.search(
+            "cannot (register .* with|write features of .* to) Feast", worker.output
+        )
         assert "Traceback" not in worker.output
 
 

@@ -5,6 +5,7 @@ One process and one thread work off simulated impressions without Kafka, in batc
 do without, on the same data. `--flame FILE.svg` draws a flame graph of the same work.
 """
 
+import asyncio
 import sys
 import time
 import zlib
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by its path
 
@@ -50,10 +51,10 @@ def measure(args: Namespace) -> Mapping[str, float]:
     events = args.events or (40_000 if args.quick else 400_000)
     with scratch() as home:
         way = Way(home, events, args.batch)
-        way.work_off(way.records[: 5 * args.batch])  # compiles, and fills caches
+        asyncio.run(way.work_off(way.records[: 5 * args.batch]))  # compiles, and fills caches
         way.spent.clear()
         with Sampler("work_off") as sampler:
-            way.work_off(way.records[5 * args.batch :])
+            asyncio.run(way.work_off(way.records[5 * args.batch :]))
         best = way.best()
     if args.flame:
         write_svg(sampler.stacks, args.flame, f"serve, {events:,} impressions in batches of {args.batch:,}")
@@ -82,7 +83,7 @@ class Way:
         from streams.canary import Answer
         from streams.emit import Emitter
         from streams.privacy import Pseudonymiser
-        from streams.serve import ServeContext, ServeStep
+        from streams.serve import ServeContext, ServePass, ServeStep
         from streams.simulate import simulate
         from streams.task import load_task
         from streams.topics import Topics
@@ -103,7 +104,8 @@ class Way:
             self.task, settings, topics, Blobs(home.as_uri()), Pseudonymiser(b"k" * 32), live, self.emitter, nobody,
             nobody, Metrics(),
         )  # fmt: skip
-        self.steps: list[Any] = [ServeStep(context, index, 0) for index in range(2)]
+        self.at_hand = ServePass(context)
+        self.steps: list[Any] = [ServeStep(context, self.at_hand, index, 0) for index in range(2)]
         for step in self.steps:  # as `open` leaves them
             step._offsets = dict.fromkeys(step._sources, 0)
         self._put_clocks()
@@ -117,12 +119,14 @@ class Way:
         ]  # fmt: skip
 
     def _put_clocks(self) -> None:
-        (first, second), emitter = self.steps, self.emitter
-        for step, fill in ((first, "key"), (second, "item")):
-            step._stage._fill = self._clocked(fill, step._stage._fill)
-        first._stage.fold = self._clocked("decode", first._stage.fold)
+        from streams import stage
+
+        module, emitter = cast(Any, stage), self.emitter
+        fills = [self._clocked(name, module._fill) for name in ("key", "item")]
+        module._fill = lambda stages, *rest: fills[stages[0].index](stages, *rest)
+        module._events = self._clocked("decode", module._events)
         emitter._pass_on = self._clocked("pass_on", emitter._pass_on)
-        second._stage.fold = self._clocked("read", second._stage.fold)
+        module._passed_on = self._clocked("read", module._passed_on)
         emitter._write_predictions = self._clocked("predictions", emitter._write_predictions)
         emitter._write_examples = self._clocked("examples", emitter._write_examples)
         self._score = self._clocked("score", self.model.score)
@@ -142,7 +146,7 @@ class Way:
 
         return clocked
 
-    def work_off(self, records: list[Any]) -> None:
+    async def work_off(self, records: list[Any]) -> None:
         """Batch after batch through both steps."""
         from faust.types import TP
 
@@ -153,7 +157,7 @@ class Way:
         for start in range(0, len(records), self.batch):
             passed, out = Outputs(), Outputs()
             self.steps[0].process({first: records[start : start + self.batch]}, passed)
-            self.emitter.finish(passed)
+            await self.at_hand.finish(passed)
             produce(passed)
             rows = [
                 SimpleNamespace(value=value, headers=headers, offset=start, topic=topic, partition=0)
@@ -161,7 +165,7 @@ class Way:
                 for _, value, headers in written
             ]
             self.steps[1].process({second: rows}, out)
-            self.emitter.finish(out)
+            await self.at_hand.finish(out)
             produce(out)
 
     def best(self) -> dict[str, tuple[float, str]]:

@@ -24,32 +24,24 @@ from streams.transaction import Headers, Outputs
 
 
 class Emitter:
-    """Collects the rows that the steps of a pass folded, and writes what follows from them."""
+    """Writes what follows from the rows that a pass folded."""
 
     def __init__(self, task: Task, topics: Topics, partitions: int, live: LiveModel) -> None:
         self._task, self._topics, self._partitions, self._live = task, topics, partitions, live
         self._last = len(task.entities) - 1
-        self._parts: dict[int, list[tuple[int, wire.Rows]]] = defaultdict(list)
         self._encoder, self._record = (
             msgspec.json.Encoder(),
             recorder(task.schema.target, task.exploration.classes),
         )
 
-    def add(self, index: int, partition: int, rows: wire.Rows) -> None:
-        """Rows of a partition of stage `index`, ready for the next one."""
-        if len(rows):
-            self._parts[index].append((partition, rows))
-
-    def finish(self, outputs: Outputs) -> None:
-        """Write everything that was added since the last time."""
-        parts, self._parts = self._parts, defaultdict(list)
-        for index, found in parts.items():
-            rows = wire.Rows.concat([rows for _, rows in found])
-            if index < self._last:
-                self._pass_on(outputs, index, rows)
-            else:
-                sources = np.repeat([partition for partition, _ in found], [len(rows) for _, rows in found])
-                self._predict(outputs, rows, sources)
+    def write(self, outputs: Outputs, index: int, rows: wire.Rows, sources: NDArray[np.int64]) -> None:
+        """Rows [n] of stage `index` from the partitions `sources` [n]: to the next stage, or scored."""
+        if not len(rows):
+            return
+        if index < self._last:
+            self._pass_on(outputs, index, rows)
+        else:
+            self._predict(outputs, rows, sources)
 
     def tell(self, outputs: Outputs, index: int, rows: wire.Rows, headers: Headers) -> None:
         """Rows to the next stage at once, and `headers` to each of its partitions: on the last record for it, so that

@@ -79,18 +79,27 @@ class EventDecoder:
         Returns:
             The good rows in offset order, and the broken records with their reasons.
         """
-        good, values, times, broken = [], [], [], []
+        rows, _, broken = self.decode_all([records])
+        return rows, broken
+
+    def decode_all(self, logs: Sequence[Sequence[Any]]) -> tuple[Rows, list[int], list[Broken]]:
+        """`decode` of each, one after the other, and between the two how many good rows each has."""
+        good: list[Any] = []
+        values, times, sizes, broken = [], [], [], []
         time_at = self._at[self._task.event.time]
-        for record in records:
-            try:
-                event = self._parse(record)
-                times.append(self._clock.read(event[time_at], record))
-            except _Refused as error:
-                broken.append(Broken(record, error.reason, error.detail))
-            else:
-                values.append(event)
-                good.append(record)
-        return self._rows(good, values, times), broken
+        for records in logs:
+            before = len(good)
+            for record in records:
+                try:
+                    event = self._parse(record)
+                    times.append(self._clock.read(event[time_at], record))
+                except _Refused as error:
+                    broken.append(Broken(record, error.reason, error.detail))
+                else:
+                    values.append(event)
+                    good.append(record)
+            sizes.append(len(good) - before)
+        return self._rows(good, values, times), sizes, broken
 
     def _parse(self, record: Any) -> tuple[Any, ...]:
         event: tuple[Any, ...] = _json(self._decoder, record, self._task.serving.max_event_bytes)

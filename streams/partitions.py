@@ -1,7 +1,7 @@
 """The owner of a worker's partitions: what came for all of them is processed and committed together.
 
-A Faust agent hands every `Fetch` to `Partitions`, which keeps it for the place that it belongs to. A group is the
-topics whose records change one state (a log and, say, the feedback for the same entities); a place is one partition
+A Faust agent hands what it gets to `Partitions`, which keeps each `Fetch` for the place that it belongs to. A group is
+the topics whose records change one state (a log and, say, the feedback for the same entities); a place is one partition
 number of a group, and has one step. One pass takes what waits for all places, lets each step process its part, and
 commits the outputs and offsets of all of them in one transaction: what a transaction costs, the broker and this
 process, does not grow with the number of partitions, and no reader waits for the slowest of several transactions.
@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiokafka.errors import ProducerFenced
@@ -122,6 +122,10 @@ class _Place:
         return fresh
 
 
+async def _nothing(_: Outputs) -> None:
+    """There is nothing to write for a pass as a whole."""
+
+
 class Partitions:
     """The owner; opens and closes places as partitions come and go.
 
@@ -140,7 +144,7 @@ class Partitions:
         committer: Callable[[], Committer],
         group_of: Mapping[str, str],
         *,
-        finish: Callable[[Outputs], None] = lambda _: None,
+        finish: Callable[[Outputs], Awaitable[None]] = _nothing,
         pause_ms: int = 0,
         quiet_ms: int = 1000,
     ) -> None:
@@ -266,7 +270,7 @@ class Partitions:
                 offsets |= place.next
         if not self._waiting():
             self._idle.set()
-        self._finish(outputs)
+        await self._finish(outputs)
         if offsets or outputs.records:
             await self._committed()
             self._commit = self._start(self._write(outputs, offsets))

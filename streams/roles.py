@@ -36,7 +36,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     from streams.emit import Emitter
     from streams.live import LiveModel
     from streams.online import OnlineWriter
-    from streams.serve import ServeContext, ServeStep, warm_up
+    from streams.serve import ServeContext, ServePass, ServeStep, warm_up
 
     torch.set_num_threads(1)
     settings = prepare(task, settings)
@@ -54,6 +54,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     context = ServeContext(
         task, settings, topics, blobs, pseudonymiser, live, emitter, online, executor, metrics
     )
+    at_hand = ServePass(context)
 
     warm_up(task, live)
     stages = [topics.stage(i) for i in range(len(task.entities))]
@@ -65,10 +66,10 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     }
 
     def make(stage: str, partition: int) -> Step:
-        return ServeStep(context, stages.index(stage), partition)
+        return ServeStep(context, at_hand, stages.index(stage), partition)
 
-    def finish(outputs: Outputs) -> None:
-        emitter.finish(outputs)
+    async def finish(outputs: Outputs) -> None:
+        await at_hand.finish(outputs)
         outputs.after.append(lambda: metrics.count("transactions_total"))
 
     serving = task.serving
@@ -200,10 +201,11 @@ def _run(
 
 
 def _agent(partitions: Partitions) -> Callable[[Any], Awaitable[None]]:
-    async def route(fetches: Any) -> None:
-        fetch: Fetch
-        async for fetch in fetches:
-            partitions.put(fetch)
+    async def route(messages: Any) -> None:
+        fetches: tuple[Fetch, ...]
+        async for fetches in messages:
+            for fetch in fetches:
+                partitions.put(fetch)
 
     return route
 

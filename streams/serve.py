@@ -1,11 +1,10 @@
 """The serve role: events in, features, scores, predictions and examples out. Faust agents over the batch transport.
 
 A stage is one log: the events topic, then one re-keyed topic for each further entity. A pass over the partitions of a
-worker (`partitions`) does:
+worker (`partitions`) does, for all partitions of a stage at once (`ServePass`):
 
-1. fold what came for each partition of each stage: decode, drop duplicates, features of this stage's entity
-   (`stage.StagePartition`);
-2. score the rows of the last stage with the live model, all at once (`emit.Emitter`);
+1. fold what came for them: decode, drop duplicates, features of this stage's entity (`stage.fold`);
+2. score the rows of the last stage with the live model (`emit.Emitter`);
 3. write the outputs and the next offsets in one transaction (`transaction`): rows for the next stage, or predictions
    and examples; broken records to dead-letters;
 4. hand the feature rows to Feast's online store, behind the stream (`online.OnlineWriter`);
@@ -15,7 +14,9 @@ Taking a partition over: fence, read the committed offsets, load the newest snap
 output up to them.
 """
 
+import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from streams.ordering import IDLE, told
 from streams.privacy import Pseudonymiser
 from streams.recovery import replay
 from streams.snapshots import Snapshots, SnapshotWriter
-from streams.stage import Folded, StagePartition
+from streams.stage import Folded, StagePartition, fold
 from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import Outputs
@@ -80,97 +81,131 @@ def warm_up(task: Task, live: LiveModel) -> None:
 
 
 class ServeStep:
-    """One partition of one stage; the `Step` that `partitions.Partitions` drives."""
+    """One partition of one stage; the `Step` that `partitions.Partitions` drives. Its records are folded with those of
+    the others, when the pass `at_hand` is finished.
+    """
 
-    def __init__(self, context: ServeContext, index: int, partition: int) -> None:
-        self._context, self._index, self._partition = context, index, partition
+    def __init__(self, context: ServeContext, at_hand: "ServePass", index: int, partition: int) -> None:
+        self._context, self._at_hand = context, at_hand
+        self.index, self.partition = index, partition
         task, topics = context.task, context.topics
-        self._stage = StagePartition(task, index, context.pseudonymiser, context.settings.partitions)
+        self.stage = StagePartition(task, index, context.pseudonymiser, context.settings.partitions)
         self._main = TP(topics.stage(index), partition)
         self._sources = [self._main]
-        if self._stage.entity in topics.feedback_entities:
-            self._sources.append(TP(topics.feedback(self._stage.entity), partition))
-        self._last = index == len(task.entities) - 1
-        self._tells = task.serving.order == "event_time" and not self._last
+        if self.stage.entity in topics.feedback_entities:
+            self._sources.append(TP(topics.feedback(self.stage.entity), partition))
         self._offsets: dict[TP, int] = {}
-        self._snapshots = Snapshots(
-            context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self._stage.fingerprint
+        snapshots = Snapshots(
+            context.blobs, f"state/{task.name}/{topics.stage(index)}/{partition}", self.stage.fingerprint
         )
+        self._newest = snapshots.newest
         every_ms = task.serving.snapshot_every_ms
-        self._writer = SnapshotWriter(self._snapshots, every_ms, context.executor, context.metrics)
+        self._writer = SnapshotWriter(snapshots, every_ms, context.executor, context.metrics)
 
     async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
         start = [0] * len(self._sources)
-        found = self._snapshots.newest([committed[tp] for tp in self._sources])
+        found = self._newest([committed[tp] for tp in self._sources])
         if found:
             start, arrays = found
-            self._stage.restore(arrays)
+            self.stage.restore(arrays)
         for tp, first in zip(self._sources, start, strict=True):
-            fold = self._stage.fold if tp == self._main else self._stage.fold_feedback
+            fold = self.stage.fold if tp == self._main else self.stage.fold_feedback
             await replay(self._context.settings.kafka, tp, first, committed[tp], fold)
         self._offsets = dict(committed)
-        log.info(
-            "%s ready at offset %s, %d entities", self._main, committed[self._main], self._stage.entities
-        )
+        log.info("%s ready at offset %s, %d entities", self._main, committed[self._main], self.stage.entities)
 
     def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
         """See Step."""
         for tp, batch in records.items():
-            if tp == self._main:
-                folded = self._stage.fold(batch)  # 1
-                self._emit(outputs, folded)  # 2
-                outputs.after.append(partial(self._done, folded))
-            else:
-                self._stage.fold_feedback(batch)
-            self._offsets[tp] = batch[-1].offset + 1
-        self._writer.take(self._at(), self._stage.snapshot, outputs)  # 5
+            if tp != self._main:
+                self.stage.fold_feedback(batch)
+                self._offsets[tp] = batch[-1].offset + 1
+        self._at_hand.add(self, records.get(self._main, ()))
 
-    def _done(self, folded: Folded) -> None:
-        """A batch is committed."""
-        self._count(folded)
-        self._context.online.add(self._stage.entity, folded.rows.keys[:, self._index], folded)  # 4
+    def folded(self, records: Sequence[Any]) -> None:
+        """The pass has folded them."""
+        if records:
+            self._offsets[self._main] = records[-1].offset + 1
 
-    def _emit(self, outputs: Outputs, folded: Folded) -> None:
-        context = self._context
-        add_dead_letters(
-            outputs,
-            context.topics.dead_letters,
-            context.settings.partitions,
-            context.task.name,
-            folded.broken,
-        )
-        if self._tells:
-            self._tell(outputs, folded.rows, self._stage.watermark_ms)
-        else:
-            context.emitter.add(self._index, self._partition, folded.rows)
+    def snapshot(self, outputs: Outputs) -> None:
+        """Store the state as it is after the pass, if it is time to."""
+        self._writer.take(self._at(), self.stage.snapshot, outputs)  # 5
 
-    def _tell(self, outputs: Outputs, rows: wire.Rows, watermark_ms: int) -> None:
+    def tell(self, outputs: Outputs, rows: wire.Rows, watermark_ms: int) -> None:
         """Where order matters, rows go on with how far we are."""
-        self._context.emitter.tell(outputs, self._index, rows, told(self._partition, watermark_ms))
+        self._context.emitter.tell(outputs, self.index, rows, told(self.partition, watermark_ms))
 
     async def quiet(self, outputs: Outputs) -> float | None:
         """See Step: nothing has come for a while, so nobody should wait for this partition."""
-        if self._tells and self._index == 0:  # later stages pass on what the first one tells
-            self._tell(outputs, wire.Rows.empty(self._context.task), IDLE)
+        if self.index == 0 and self._at_hand.tells(0):  # later stages pass on what the first one tells
+            self.tell(outputs, wire.Rows.empty(self._context.task), IDLE)
         return None
-
-    def _count(self, folded: Folded) -> None:
-        metrics = self._context.metrics
-        metrics.note("batch_events", len(folded.rows))
-        if self._index == 0:
-            metrics.count("events_total", len(folded.rows) + folded.duplicates + len(folded.broken))
-            metrics.count("duplicates_total", folded.duplicates)
-            count_dead_letters(metrics, folded.broken)
-            metrics.count("late_total", int(folded.rows.late.sum()))
-        if self._last:
-            metrics.count("predictions_total", len(folded.rows))
-            metrics.observe("prediction_latency_ms", now_ms() - folded.rows.received_ms)
 
     def close(self, *, final: bool) -> None:
         """See Step."""
         if final and self._offsets:
-            self._writer.save(self._at(), self._stage.snapshot())
+            self._writer.save(self._at(), self.stage.snapshot())
 
     def _at(self) -> list[int]:
         return [self._offsets[tp] for tp in self._sources]
+
+
+class ServePass:
+    """What came for all partitions of a worker in one pass: folded and written by stage."""
+
+    def __init__(self, context: ServeContext) -> None:
+        self._context, self._last = context, len(context.task.entities) - 1
+        self._logs: dict[int, list[tuple[ServeStep, Sequence[Any]]]] = defaultdict(list)
+
+    def tells(self, index: int) -> bool:
+        """Whether stage `index` tells the next one how far it is."""
+        return self._context.task.serving.order == "event_time" and index < self._last
+
+    def add(self, step: ServeStep, records: Sequence[Any]) -> None:
+        """Records of a partition's log, in offset order; none if only labels came back for it."""
+        self._logs[step.index].append((step, records))
+
+    async def finish(self, outputs: Outputs) -> None:
+        """Fold and write everything that was added since the last time."""
+        logs, self._logs = self._logs, defaultdict(list)
+        for index, found in logs.items():
+            self._fold(index, found, outputs)
+            await asyncio.sleep(0)
+
+    def _fold(self, index: int, found: Sequence[tuple[ServeStep, Sequence[Any]]], outputs: Outputs) -> None:
+        context, steps = self._context, [step for step, _ in found]
+        folded = fold([step.stage for step in steps], [records for _, records in found])  # 1
+        if folded.broken:
+            settings, topics = context.settings, context.topics
+            add_dead_letters(
+                outputs, topics.dead_letters, settings.partitions, context.task.name, folded.broken
+            )
+        if self.tells(index):
+            for step, rows in zip(steps, folded.parts(), strict=True):
+                step.tell(outputs, rows, step.stage.watermark_ms)
+        else:
+            sources = np.repeat([step.partition for step in steps], folded.sizes)
+            context.emitter.write(outputs, index, folded.rows, sources)  # 2
+        outputs.after.append(partial(self._done, index, folded))
+        for step, records in found:
+            step.folded(records)
+            step.snapshot(outputs)
+
+    def _done(self, index: int, folded: Folded) -> None:
+        """It is committed."""
+        context = self._context
+        self._count(index, folded)
+        context.online.add(context.task.entities[index].name, folded.rows.keys[:, index], folded)  # 4
+
+    def _count(self, index: int, folded: Folded) -> None:
+        metrics = self._context.metrics
+        metrics.note("batch_events", len(folded.rows))
+        if index == 0:
+            metrics.count("events_total", len(folded.rows) + folded.duplicates + len(folded.broken))
+            metrics.count("duplicates_total", folded.duplicates)
+            count_dead_letters(metrics, folded.broken)
+            metrics.count("late_total", int(folded.rows.late.sum()))
+        if index == self._last:
+            metrics.count("predictions_total", len(folded.rows))
+            metrics.observe("prediction_latency_ms", now_ms() - folded.rows.received_ms)

@@ -8,8 +8,9 @@ replay of the log exact.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,19 @@ _FORMAT = 2  # of a snapshot: one that was written otherwise must not be loaded
 class Folded:
     """What a fold produced: rows with this stage's features filled in, and what was not used.
 
-    `features` float32 [n, F] are this stage's columns of `rows.numbers`; `broken` is in offset order.
+    `features` float32 [n, F] are this stage's columns of `rows.numbers`; `broken` is in offset order. Of several
+    partitions (`fold`) each comes after the other, and `sizes` says how many rows are of which.
     """
 
     rows: Rows
     features: NDArray[np.float32]
     broken: list[Broken] = field(default_factory=list)
     duplicates: int = 0
+    sizes: Sequence[int] = ()
+
+    def parts(self) -> list[Rows]:
+        """The rows of each partition."""
+        return [self.rows.take(np.arange(part.start, part.stop)) for part in _parts(self.sizes)]
 
 
 class StagePartition:
@@ -51,8 +58,8 @@ class StagePartition:
         self.entity = task.entities[index].name
         self.view = task.views.get(self.entity)
         self._state = EntityState(self.view) if self.view else None
-        self._places = _Places(task, self.view)
-        self._decoder = EventDecoder(task, pseudonymiser)
+        self.places = _Places(task, self.view)
+        self.decoder = EventDecoder(task, pseudonymiser)
         # An event that runs ahead must not make the ids of the present look old.
         self._remember_ms = task.serving.dedup_ms + task.serving.max_future_ms
         self._seen = SeenIds(self._remember_ms)
@@ -81,21 +88,7 @@ class StagePartition:
 
     def fold(self, records: Sequence[Any]) -> Folded:
         """Fold records of the stage's log, in offset order."""
-        if self.index == 0:
-            return self._fold_events(records)
-        parts, broken = [], []
-        for record in records:
-            try:
-                rows = decode_rows(record.value, self.task.rows_hash)
-            except Damaged as error:
-                broken.append(Broken(record, "damaged", str(error)))
-                continue
-            if self._merge is not None:
-                self._merge.add(record, rows)
-                rows = self._merge.take()  # after each record, so that it does not matter how the log is cut
-            parts.append(rows)
-        rows = Rows.concat(parts) if parts else Rows.empty(self.task)
-        return Folded(rows, self._fill(rows), broken)
+        return fold([self], [records])
 
     def fold_feedback(self, records: Sequence[Any]) -> None:
         """Fold labels that came back for this stage's entity; they commute with events."""
@@ -108,59 +101,40 @@ class StagePartition:
             if self._state is not None:
                 self._state.add_labels(feedback.keys, feedback.known_ms, feedback.label, feedback.back)
 
-    def _fold_events(self, records: Sequence[Any]) -> Folded:
-        rows, broken = self._decoder.decode(records)
-        fresh = self._seen.check_and_add(_id_hashes(rows.ids), rows.event_ms)
-        duplicates = int(len(rows) - fresh.sum())
-        if duplicates:
-            rows = rows.take(fresh)
-        late = self._mark_late(rows)
-        rows = rows.with_late(late)
-        if late.any() and self.task.serving.late == "dead_letter":
-            by_offset = {r.offset: r for r in records}
-            for offset in rows.offset[late].tolist():
-                detail = "older than the newest event of its partition by more than serving.allowed_lateness"
-                broken.append(Broken(by_offset[offset], "late", detail))
-            broken.sort(key=lambda letter: letter.record.offset)
-            rows = rows.take(~late)
-        return Folded(rows, self._fill(rows), broken, duplicates)
+    def is_new(self, hashes: NDArray[np.int64], event_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which events, by the hash of their id [n], were not seen before: bool [n]. All are remembered."""
+        return self._seen.check_and_add(hashes, event_ms)
 
-    def _mark_late(self, rows: Rows) -> NDArray[np.bool_]:
-        """Events older than the newest event time before them by more than the allowed lateness.
+    def mark_late(self, event_ms: NDArray[np.int64], received_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Events older than the newest event time before them by more than the allowed lateness: bool [n].
 
         An event time ahead of Kafka's own clock counts as that clock: one producer's wrong clock must not make
         everyone else late.
         """
-        times = np.minimum(rows.event_ms, rows.received_ms)
+        times = np.minimum(event_ms, received_ms)
         newest = np.maximum.accumulate(np.concatenate([[self._watermark_ms], times]))
         self._watermark_ms = int(newest[-1])
-        late: NDArray[np.bool_] = rows.event_ms < newest[:-1] - self.task.serving.allowed_lateness_ms
+        late: NDArray[np.bool_] = event_ms < newest[:-1] - self.task.serving.allowed_lateness_ms
         return late
 
-    def _fill(self, rows: Rows) -> NDArray[np.float32]:
-        """Read each row's features, then add the row; late rows are read but not added."""
-        if self._state is None or self.view is None or not len(rows):
-            return np.zeros((len(rows), len(self.view.columns) if self.view else 0), np.float32)
-        values = {name: self._value(rows, name) for name in self.view.values}
-        hashed = {name: self._pseudonyms(rows, name) for name in self.view.hashed}
-        features = self._state.update(rows.keys[:, self.index], rows.event_ms, values, ~rows.late, hashed)
-        places = self._places
-        rows.numbers[:, places.numbers] = features[:, places.plain]
-        rows.categories[:, places.ids] = np.nan_to_num(features[:, places.coded])
-        return features
+    def in_order(self, record: Any, rows: Rows) -> Rows:
+        """The rows of a record of a later stage; or, where order matters, all that need not wait any longer."""
+        if self._merge is None:
+            return rows
+        self._merge.add(record, rows)
+        return self._merge.take()
 
-    def _value(self, rows: Rows, field: str) -> NDArray[np.float64]:
-        """The column float64 [n] of a number field, or the codes of a category."""
-        if field in self.task.number_fields:
-            return rows.values[:, self.task.number_fields.index(field)]
-        return codes(self._pseudonyms(rows, field))
-
-    def _pseudonyms(self, rows: Rows, field: str) -> NDArray[np.int64]:
-        """The column int64 [n] of an entity's field or of a category of the model."""
-        fields = [entity.field for entity in self.task.entities]
-        if field in fields:
-            return rows.keys[:, fields.index(field)]
-        return rows.categories[:, self.task.categories.index(field)]
+    def update(
+        self,
+        keys: NDArray[np.int64],
+        event_ms: NDArray[np.int64],
+        values: Mapping[str, NDArray[np.float64]],
+        add: NDArray[np.bool_],
+        hashed: Mapping[str, NDArray[np.int64]],
+    ) -> NDArray[np.float32]:
+        """The features of rows [n, F]; see `EntityState.update`."""
+        assert self._state is not None
+        return self._state.update(keys, event_ms, values, add, hashed)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copies of everything that the log made so far."""
@@ -180,6 +154,111 @@ class StagePartition:
             self._state = EntityState.restore(self.view, _under("state.", arrays))
         if self._merge is not None:
             self._merge.restore(_under("merge.", arrays))
+
+
+def fold(stages: Sequence[StagePartition], logs: Sequence[Sequence[Any]]) -> Folded:
+    """Fold records of several partitions of one stage: what `StagePartition.fold` makes of each, one after the other.
+
+    What few records cost is mostly the number of calls; so everything but the state is done for all at once.
+    """
+    rows, broken, duplicates, sizes = (_events if stages[0].index == 0 else _passed_on)(stages, logs)
+    return Folded(rows, _fill(stages, rows, sizes), broken, duplicates, sizes)
+
+
+_Found = tuple[Rows, list[Broken], int, list[int]]
+"""Rows, broken records, the number of duplicates, and how many rows are of which partition."""
+
+
+def _events(stages: Sequence[StagePartition], logs: Sequence[Sequence[Any]]) -> _Found:
+    """Decode the events of stage 0; drop those seen before, mark late ones."""
+    serving = stages[0].task.serving
+    rows, sizes, broken = stages[0].decoder.decode_all(logs)
+    hashes, fresh = _id_hashes(rows.ids), np.empty(len(rows), np.bool_)
+    for stage, part in zip(stages, _parts(sizes), strict=True):
+        fresh[part] = stage.is_new(hashes[part], rows.event_ms[part])
+    duplicates = int(len(rows) - fresh.sum())
+    if duplicates:
+        sizes, rows = _left(fresh, sizes), rows.take(fresh)
+    late = np.empty(len(rows), np.bool_)
+    for stage, part in zip(stages, _parts(sizes), strict=True):
+        late[part] = stage.mark_late(rows.event_ms[part], rows.received_ms[part])
+    rows = rows.with_late(late)
+    if late.any() and serving.late == "dead_letter":
+        at = {(r.partition, r.offset): r for records in logs for r in records}
+        for place in zip(rows.partition[late].tolist(), rows.offset[late].tolist(), strict=True):
+            detail = "older than the newest event of its partition by more than serving.allowed_lateness"
+            broken.append(Broken(at[place], "late", detail))
+        broken.sort(key=lambda letter: (letter.record.partition, letter.record.offset))
+        sizes, rows = _left(~late, sizes), rows.take(~late)
+    return rows, broken, duplicates, sizes
+
+
+def _passed_on(stages: Sequence[StagePartition], logs: Sequence[Sequence[Any]]) -> _Found:
+    """Rows of the stage before, in the order of their arrival or of their times."""
+    parts: list[Rows] = []
+    sizes, broken = [0] * len(stages), list[Broken]()
+    for i, (stage, records) in enumerate(zip(stages, logs, strict=True)):
+        for record in records:
+            try:
+                rows = decode_rows(record.value, stage.task.rows_hash)
+            except Damaged as error:
+                broken.append(Broken(record, "damaged", str(error)))
+                continue
+            rows = stage.in_order(record, rows)  # after each record: how the log is cut must not matter
+            sizes[i] += len(rows)
+            parts.append(rows)
+    return Rows.concat(parts) if parts else Rows.empty(stages[0].task), broken, 0, sizes
+
+
+def _fill(stages: Sequence[StagePartition], rows: Rows, sizes: Sequence[int]) -> NDArray[np.float32]:
+    """Read each row's features, then add the row; late rows are read but not added."""
+    task, view, index = stages[0].task, stages[0].view, stages[0].index
+    if view is None or not len(rows):
+        return np.zeros((len(rows), len(view.columns) if view else 0), np.float32)
+    values = {name: _value(task, rows, name) for name in view.values}
+    hashed = {name: _pseudonyms(task, rows, name) for name in view.hashed}
+    keys, add = rows.keys[:, index], ~rows.late
+    features = np.empty((len(rows), len(view.columns)), np.float32)
+    for stage, part in zip(stages, _parts(sizes), strict=True):
+        if part.stop > part.start:
+            features[part] = stage.update(
+                keys[part],
+                rows.event_ms[part],
+                {name: column[part] for name, column in values.items()},
+                add[part],
+                {name: column[part] for name, column in hashed.items()},
+            )
+    places = stages[0].places
+    rows.numbers[:, places.numbers] = features[:, places.plain]
+    if places.coded:
+        rows.categories[:, places.ids] = np.nan_to_num(features[:, places.coded])
+    return features
+
+
+def _value(task: Task, rows: Rows, field: str) -> NDArray[np.float64]:
+    """The column float64 [n] of a number field, or the codes of a category."""
+    if field in task.number_fields:
+        return rows.values[:, task.number_fields.index(field)]
+    return codes(_pseudonyms(task, rows, field))
+
+
+def _pseudonyms(task: Task, rows: Rows, field: str) -> NDArray[np.int64]:
+    """The column int64 [n] of an entity's field or of a category of the model."""
+    fields = [entity.field for entity in task.entities]
+    if field in fields:
+        return rows.keys[:, fields.index(field)]
+    return rows.categories[:, task.categories.index(field)]
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Where the rows of each partition are."""
+    edges = [0, *accumulate(sizes)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def _left(keep: NDArray[np.bool_], sizes: Sequence[int]) -> list[int]:
+    """How many rows of each partition a mask keeps."""
+    return [int(np.count_nonzero(keep[part])) for part in _parts(sizes)]
 
 
 class _Places:

@@ -1,8 +1,8 @@
-"""A Faust transport whose message is a whole Kafka fetch of one partition.
+"""A Faust transport whose message is all that one poll returned of a topic.
 
 Stock Faust builds an event, a queue entry and an acknowledgement for every record. Here one `Message` carries a
-`Fetch`: every record that one poll returned for one partition. Agents, workers, membership and rebalancing stay
-Faust's; the per-record cost goes. Three things differ from the stock transport:
+`Fetch` for each partition: every record that the poll returned for it. Agents, workers, membership and rebalancing
+stay Faust's; the per-record cost goes. Three things differ from the stock transport:
 
 * records are read with isolation `read_committed`, and partitions are handed out by range, so that one worker owns the
   same partition number of every topic with the same number of partitions (co-partitioning);
@@ -89,7 +89,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
 
 class BatchConsumer(driver.Consumer):
-    """Delivers one `Fetch` a message and leaves every commit to the owner of the partition."""
+    """Delivers one message a topic and poll, and leaves every commit to the owner of the partitions."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -153,15 +153,20 @@ class BatchConsumer(driver.Consumer):
             # Fetched while the position moved: part of it may come from before the seek. Start again from the commit.
             await self.perform_seek()
             return {}
-        return {tp: [self._number(tp, batch)] for tp, batch in records.items() if batch}
+        fetches: dict[str, list[Fetch]] = {}
+        for tp, batch in records.items():
+            if batch:
+                fetches.setdefault(tp.topic, []).append(self._number(tp, batch))
+        # To Faust it is one record of the first of them: a message costs it two tasks.
+        return {TP(topic, found[0].partition): [tuple(found)] for topic, found in fetches.items()}
 
     def _number(self, tp: TP, batch: list[Any]) -> Fetch:
         sequence = self._sequence.get(tp, 0)
         self._sequence[tp] = sequence + 1
         return Fetch(tp.topic, tp.partition, self._epoch, sequence, tuple(batch))
 
-    def _to_message(self, tp: TP, fetch: Fetch) -> ConsumerMessage:
-        last = fetch.records[-1]
+    def _to_message(self, tp: TP, fetches: tuple[Fetch, ...]) -> ConsumerMessage:
+        last = fetches[0].records[-1]
         return ConsumerMessage(
             last.topic,
             last.partition,
@@ -170,7 +175,7 @@ class BatchConsumer(driver.Consumer):
             last.timestamp_type,
             last.headers,
             None,
-            fetch,  # type: ignore[arg-type]
+            fetches,  # type: ignore[arg-type]
             None,
             0,
             0,

@@ -27,11 +27,24 @@ KIND = "driftline.kind"
 EXAMPLES, LABELS, LABELLED, FEEDBACK = b"examples", b"labels", b"labelled", b"feedback"
 
 _SCHEMA = b"driftline.schema"
+_TYPES: dict[type[Any], pa.DataType] = {
+    dtype: pa.from_numpy_dtype(dtype) for dtype in (np.uint8, np.int32, np.int64, np.float32, np.float64)
+}
 T = TypeVar("T")
 
 
 class Damaged(ValueError):
     """Bytes that are not what the step before wrote, or rows of another schema. They must not be used."""
+
+
+class _Columns:
+    """The columns of a record batch by name. What depends on the schema alone is found once."""
+
+    def __init__(self, batch: pa.RecordBatch, at: dict[str, int], schema: str) -> None:
+        self.batch, self._at, self.schema = batch, at, schema
+
+    def __getitem__(self, name: str) -> pa.Array:
+        return self.batch.column(self._at[name])
 
 
 def encode_rows(rows: Rows) -> bytes:
@@ -94,7 +107,7 @@ def encode_labelled(labelled: Labelled) -> bytes:
 def decode_labelled(data: bytes | None, schema: str | None = None) -> Labelled:
     """The inverse of `encode_labelled`. Raises Damaged as `decode_rows` does."""
 
-    def read(batch: pa.RecordBatch) -> Labelled:
+    def read(batch: _Columns) -> Labelled:
         return Labelled(
             _rows(batch),
             _served(batch),
@@ -196,7 +209,7 @@ def _row_columns(rows: Rows) -> dict[str, pa.Array]:
     }
 
 
-def _rows(batch: pa.RecordBatch) -> Rows:
+def _rows(batch: _Columns) -> Rows:
     return Rows(
         _texts(batch, "id"),
         _numpy(batch, "event_ms", np.int64),
@@ -208,17 +221,12 @@ def _rows(batch: pa.RecordBatch) -> Rows:
         _matrix(batch, "categories", np.int64).copy(),
         _matrix(batch, "values", np.float64),
         _matrix(batch, "numbers", np.float32).copy(),  # the next stage fills its features in
-        _schema_of(batch),
+        batch.schema,
         _numpy(batch, "arm", np.int32),
         _numpy(batch, "explored", np.uint8).astype(np.bool_),
         _numpy(batch, "propensity", np.float32),
         _numpy(batch, "weight", np.float32),
     )
-
-
-def _schema_of(batch: pa.RecordBatch) -> str:
-    schema: bytes = (batch.schema.metadata or {}).get(_SCHEMA, b"")
-    return schema.decode()
 
 
 def _lists(matrix: NDArray[Any]) -> pa.Array:
@@ -237,33 +245,33 @@ def _scores(served: NDArray[np.float32]) -> pa.Array:
     return _lists(served) if served.ndim > 1 else pa.array(served)
 
 
-def _served(batch: pa.RecordBatch) -> NDArray[np.float32]:
-    several = pa.types.is_fixed_size_list(batch.column("served").type)
+def _served(batch: _Columns) -> NDArray[np.float32]:
+    several = pa.types.is_fixed_size_list(batch["served"].type)
     return _matrix(batch, "served", np.float32) if several else _numpy(batch, "served", np.float32)
 
 
-def _matrix(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:
-    column = batch.column(name)
+def _matrix(batch: _Columns, name: str, dtype: type[Any]) -> NDArray[Any]:
+    column = batch[name]
     if not pa.types.is_fixed_size_list(column.type):
         raise Damaged(f"the column {name} is {column.type}")
     values = column.type.value_field
-    if values.type != pa.from_numpy_dtype(dtype):
+    if values.type != _TYPES[dtype]:
         raise Damaged(f"the column {name} holds {values.type}")
     width, size = 0 if values.name == "none" else column.type.list_size, column.type.list_size
     flat: NDArray[Any] = column.values.to_numpy(zero_copy_only=True)  # a batch of its own has no offset
-    return flat.reshape(batch.num_rows, size)[:, :width]
+    return flat.reshape(len(column), size)[:, :width]
 
 
-def _numpy(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any]:
-    column = batch.column(name)
-    if column.type != pa.from_numpy_dtype(dtype):
+def _numpy(batch: _Columns, name: str, dtype: type[Any]) -> NDArray[Any]:
+    column = batch[name]
+    if column.type != _TYPES[dtype]:
         raise Damaged(f"the column {name} is {column.type}")
     array: NDArray[Any] = column.to_numpy(zero_copy_only=True)
     return array
 
 
-def _texts(batch: pa.RecordBatch, name: str) -> list[str]:
-    column = batch.column(name)
+def _texts(batch: _Columns, name: str) -> list[str]:
+    column = batch[name]
     if column.type != pa.utf8():
         raise Damaged(f"the column {name} is {column.type}")
     texts: list[str] = column.to_pylist()
@@ -273,7 +281,9 @@ def _texts(batch: pa.RecordBatch, name: str) -> list[str]:
 _HEADS: dict[
     tuple[str, ...], tuple[pa.Schema, bytes]
 ] = {}  # (rows' schema, names...) → Arrow's, and as a message
-_SCHEMAS: dict[bytes, pa.Schema] = {}  # the other way round
+_SCHEMAS: dict[
+    bytes, tuple[pa.Schema, dict[str, int], str]
+] = {}  # the other way round, with each column's place
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an IPC stream
 _KEPT = 256  # of each of the two: a stream has a handful
 
@@ -312,27 +322,29 @@ def _batch(columns: dict[str, pa.Array], schema: str) -> tuple[bytes, pa.RecordB
     return head[1], pa.RecordBatch.from_arrays(list(columns.values()), schema=head[0])
 
 
-def _read(data: bytes) -> pa.RecordBatch:
+def _read(data: bytes) -> _Columns:
     """The record batch of an IPC stream; one whose schema was met before is read without reading it again."""
     size = 8 + int.from_bytes(data[4:8], "little")  # of the message with the schema, which has no body
-    schema = _SCHEMAS.get(data[:size])
-    if schema is not None:
-        return pa.ipc.read_record_batch(pa.py_buffer(data).slice(size), schema)
+    known = _SCHEMAS.get(data[:size])
+    if known is not None:
+        return _Columns(pa.ipc.read_record_batch(pa.py_buffer(data).slice(size), known[0]), *known[1:])
     with pa.ipc.open_stream(data) as reader:
         batch = reader.read_next_batch()
+    rows = (batch.schema.metadata or {}).get(_SCHEMA, b"").decode()
+    known = batch.schema, {name: at for at, name in enumerate(batch.schema.names)}, rows
     if len(_SCHEMAS) < _KEPT:
-        _SCHEMAS[data[:size]] = batch.schema
-    return batch
+        _SCHEMAS[data[:size]] = known
+    return _Columns(batch, *known[1:])
 
 
-def _decoded(data: bytes | None, schema: str | None, read: Callable[[pa.RecordBatch], T]) -> T:
+def _decoded(data: bytes | None, schema: str | None, read: Callable[[_Columns], T]) -> T:
     """What `read` makes of the record batch in `data`; every way in which it can be wrong becomes Damaged."""
     if not data:
         raise Damaged("the record is empty")
     try:
         batch = _read(data)
-        batch.validate(full=True)  # offsets that point outside would otherwise be followed
-        if schema is not None and _schema_of(batch) != schema:
+        batch.batch.validate(full=True)  # offsets that point outside would otherwise be followed
+        if schema is not None and batch.schema != schema:
             raise Damaged("the rows were made for another version of the task file")
         return read(batch)
     except Damaged:

@@ -73,8 +73,7 @@ def test_arms_and_propensities_are_those_of_the_live_emitter(tmp_path: Path) -> 
             live._slot.load_full(meta, payload)
     outputs, topics = Outputs(), Topics.of(BOTH)
     emitter = Emitter(BOTH, topics, 2, live)
-    emitter.add(len(BOTH.entities) - 1, 0, rows)
-    emitter.finish(outputs)
+    emitter.write(outputs, len(BOTH.entities) - 1, rows, np.zeros(len(rows), np.int64))
     values = [(topic, v or b"") for (topic, _), sent in outputs.records.items() for _, v, _ in sent]
     told = {row["event_id"]: row for row in (json.loads(v) for t, v in values if t == topics.predictions)}
     made = wire.Rows.concat([wire.decode_examples(v)[0] for t, v in values if t == topics.examples])

@@ -81,9 +81,11 @@ class Scene:
         openings = openings or {}
         self.owner = Partitions(
             lambda group, partition: Noting(self.said, group, partition, openings.get((group, partition))),
-            lambda: committer, GROUPS, finish=lambda outputs: self.said.append(("finish", len(outputs.after))),
-            quiet_ms=10**6,
+            lambda: committer, GROUPS, finish=self.finish, quiet_ms=10**6,
         )  # fmt: skip
+
+    async def finish(self, outputs: Outputs) -> None:
+        self.said.append(("finish", len(outputs.after)))
 
     def put(self, topic: str, partition: int, *offsets: int, skip: int = 0) -> None:
         tp = TP(topic, partition)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from infra.metrics import Metrics
@@ -26,8 +27,7 @@ def sent(task: Task, value: bytes, folder: Path) -> list[bytes]:
     live = LiveModel(task, Settings(kafka="", data=folder), "w", Metrics())
     emitter, outputs = Emitter(task, Topics.of(task), 1, live), Outputs()
     rows, _ = EventDecoder(task, HIDDEN).decode([Record(value)])
-    emitter.add(len(task.entities) - 1, 0, rows)
-    emitter.finish(outputs)
+    emitter.write(outputs, len(task.entities) - 1, rows, np.zeros(1, np.int64))
     records = outputs.records[Topics.of(task).predictions, 0]
     return [data for _, data, _ in records if data]
 

@@ -1,6 +1,7 @@
 """The state of a serve partition: however its log is cut and wherever it is resumed, rows and state are the same."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from featurestore.state import CorruptSnapshot, load_state, save_state
 from streams.rows import Feedback, Rows
-from streams.stage import Folded, StagePartition
+from streams.stage import Folded, StagePartition, fold
 from streams.task import Task
 from streams.wire import encode_feedback, encode_rows
 from tests.stream_records import HIDDEN, HOUR, MINUTE, NOW_MS, Record, event, sent, task
@@ -103,6 +104,28 @@ def test_the_second_stage_too(steps: Any, cuts: list[int]) -> None:
     cut.fold_feedback([Record(encode_feedback(feedback))])  # the zones have no label rate: nothing changes
     assert summary([cut.fold(part) for part in parts_of(log, cuts)]) == wanted
     assert state(cut) == state(whole)
+
+
+@settings(max_examples=30)
+@given(st.sampled_from([TASK, STRICT]), st.lists(EVENTS, min_size=1, max_size=4))
+def test_several_partitions_at_once_are_folded_as_each_by_itself(made: Task, streams: list[Any]) -> None:
+    logs = [[replace(r, partition=i) for r in log_of(steps)] for i, steps in enumerate(streams)]
+    alone, together = ([stage(made) for _ in logs] for _ in range(2))
+    apart = [each.fold(log) for each, log in zip(alone, logs, strict=True)]
+    folded = fold(together, logs)
+    assert summary([folded]) == summary(apart)
+    assert [encode_rows(rows) for rows in folded.parts()] == [encode_rows(each.rows) for each in apart]
+    assert [state(each) for each in together] == [state(each) for each in alone]
+
+    passed = [
+        [Record(encode_rows(each.rows.take(np.array([i]))), i) for i in range(len(each.rows))]
+        for each in apart
+    ]
+    passed[0].append(Record(b"?", 99))
+    alone, together = ([stage(made, 1) for _ in logs] for _ in range(2))
+    apart = [each.fold(log) for each, log in zip(alone, passed, strict=True)]
+    assert summary([fold(together, passed)]) == summary(apart)
+    assert [state(each) for each in together] == [state(each) for each in alone]
 
 
 def test_both_stages_fill_the_rows() -> None:

@@ -24,14 +24,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
 from learners import weights
 from learners.batch import Schema
 from learners.models import EventModel, Net
 from learners.rollback import GOLDEN_ROWS
+from learners.views import Payload, tensors_in
 
 Meta = dict[str, Any]
 Step = Literal["meta", "schema", "bytes", "signature", "format", "weights", "golden", "latency"]
@@ -105,8 +104,11 @@ def signature(meta: Meta, key: bytes) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def check_payload(meta: Meta, payload: bytes, schema: Schema, key: bytes) -> dict[str, Tensor]:
-    """The payload's tensors after the checks schema, bytes, signature and format; raises BadUpdate."""
+def check_payload(meta: Meta, payload: Payload, schema: Schema, key: bytes) -> dict[str, Tensor]:
+    """The payload's tensors after the checks schema, bytes, signature and format; raises BadUpdate.
+
+    They share the payload's memory where that can be written to.
+    """
     version = meta["version"]
     if meta["schema"] != schema.hash:
         raise BadUpdate("schema", f"{version} was made for other features than this worker computes")
@@ -116,8 +118,8 @@ def check_payload(meta: Meta, payload: bytes, schema: Schema, key: bytes) -> dic
         signed = "signed with another key" if "signature" in meta else "not signed"
         raise BadUpdate("signature", f"{version} is {signed}")
     try:
-        return tensors_from_bytes(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return tensors_in(payload)
+    except ValueError as error:
         raise BadUpdate("format", f"{version} is not readable as safetensors: {error}") from error
 
 

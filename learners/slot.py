@@ -9,6 +9,7 @@ Two kinds of update travel, each as `meta` (JSON) and `payload` (safetensors, ne
   swap     a whole model: another lineage, or the same one for those who missed a refresh
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ from learners.admission import (
 from learners.batch import ModelConfig, Schema
 from learners.models import EventModel, build_model
 from learners.trainer import Trainer, pick_device
+from learners.views import Payload
 from learners.weights import Update
 
 __all__ = [
@@ -101,7 +103,7 @@ def _encode(
     return meta, payload
 
 
-def trainer_of(schema: Schema, meta: Meta, payload: bytes, lineage: str, device: str = "auto") -> Trainer:
+def trainer_of(schema: Schema, meta: Meta, payload: Payload, lineage: str, device: str = "auto") -> Trainer:
     """A new lineage that goes on from a whole model, with fresh optimiser memory. Raises BadUpdate."""
     ready = Slot(schema, ModelConfig.from_dict(meta["config"]), meta["seed"], device).prepare(meta, payload)
     trainer = Trainer(schema, ready.model.config, meta["seed"], lineage, device)
@@ -114,7 +116,7 @@ def trainer_of(schema: Schema, meta: Meta, payload: bytes, lineage: str, device:
 
 @dataclass(frozen=True)
 class Ready:
-    """A whole model that passed every check and is warm."""
+    """A model that passed every check of its update, to be taken."""
 
     meta: Meta
     model: EventModel
@@ -152,7 +154,7 @@ class Slot:
         """Probabilities float32 [n] of numbers [n, N] and categories [n, C], and what made them."""
         return self.model.predict(numbers, categories), self.version
 
-    def apply(self, meta: Meta, payload: bytes) -> bool:
+    def apply(self, meta: Meta, payload: Payload) -> bool:
         """Takes an update; True if it was applied, False if the slot holds it already, or a newer one.
 
         A refresh of another lineage is old if it was created before the slot's own update (a log that is read
@@ -165,26 +167,48 @@ class Slot:
                 return False
             self.load_full(meta, payload)
             return True
-        same = meta["lineage"] == self.lineage
-        if self.holds(meta) or (not same and meta["created_ms"] < self.created_ms):
+        if not self._follows(meta):
             return False
-        if not same or meta["previous"] != self.refresh or meta["follows"] != self.chain:
-            raise MissedRefresh(f"{meta['version']} does not follow {self.version}, which this slot holds")
         tensors = check_payload(meta, payload, self.schema, self.admission.key)
         check_weights(meta, self.model, tensors)
         weights.write(self.model, tensors)
         self._become(meta)
         return True
 
+    def refreshed(self, meta: Meta, payload: Payload) -> Ready | None:
+        """A copy of the model with a refresh in it, for `take`; None where `apply` would not apply it.
+
+        For a large one, whose checking and writing would hold up scoring: as with `prepare`, another thread may do it.
+        Raises as `apply` does.
+        """
+        check_meta(meta)
+        if not self._follows(meta):
+            return None
+        tensors = check_payload(meta, payload, self.schema, self.admission.key)
+        table = self.model.table
+        fresh = copy.deepcopy(self.model, {id(table): table.clone()})  # its own copy would hold Python's lock
+        check_weights(meta, fresh, tensors)
+        weights.write(fresh, tensors)
+        return Ready(meta, fresh)
+
+    def _follows(self, meta: Meta) -> bool:
+        """Whether a refresh is the next one, False for an old one. Raises MissedRefresh."""
+        same = meta["lineage"] == self.lineage
+        if self.holds(meta) or (not same and meta["created_ms"] < self.created_ms):
+            return False
+        if not same or meta["previous"] != self.refresh or meta["follows"] != self.chain:
+            raise MissedRefresh(f"{meta['version']} does not follow {self.version}, which this slot holds")
+        return True
+
     def holds(self, meta: Meta) -> bool:
         """Whether the slot holds the update or a newer one of its lineage."""
         return bool(meta["lineage"] == self.lineage and meta["refresh"] <= self.refresh)
 
-    def load_full(self, meta: Meta, payload: bytes) -> None:
+    def load_full(self, meta: Meta, payload: Payload) -> None:
         """Takes a whole model whatever the slot holds; raises BadUpdate with the slot unchanged."""
         self.take(self.prepare(meta, payload))
 
-    def prepare(self, meta: Meta, payload: bytes) -> Ready:
+    def prepare(self, meta: Meta, payload: Payload) -> Ready:
         """Builds, checks and warms up a whole model, beside the one that serves: the long part of a swap.
 
         Changes nothing here, so another thread may do it while this slot scores. Raises BadUpdate.

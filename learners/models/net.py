@@ -15,6 +15,7 @@ LARGEST_FIRST_WEIGHT = (
 )
 LARGEST_OUTPUT = 1_000.0  # standard deviations: a value is always finite
 _NO_ROWS = torch.zeros(0, dtype=torch.int64)
+_AT_ONCE = 1 << 14  # first rows that are drawn together
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -199,7 +200,11 @@ def first_rows(seed: int, rows: NDArray[np.int64], width: int, linear: int = 1) 
 
     Therefore a checkpoint and a swap carry only the rows that were trained. The first `linear` columns are 0.
     """
-    cells = (rows[:, None] * width + np.arange(width)).astype(np.uint64)
-    table = (uniform_cells(seed, cells) * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)
+    table = np.empty((len(rows), width), np.float32)
+    for start in range(0, len(rows), _AT_ONCE):  # what is in between takes many times the room of the result
+        part = rows[start : start + _AT_ONCE]
+        cells = (part[:, None] * width + np.arange(width)).astype(np.uint64)
+        unit = uniform_cells(seed, cells)
+        table[start : start + _AT_ONCE] = (unit * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)
     table[:, :linear] = 0.0
     return torch.from_numpy(table)

@@ -21,6 +21,28 @@ from tests.learner_rows import CONFIG, SCHEMA, rows
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+def in_place(slot: Slot, meta: dict[str, Any], payload: bytes) -> bool:
+    return slot.apply(meta, payload)
+
+
+def in_a_copy(slot: Slot, meta: dict[str, Any], payload: bytes) -> bool:
+    """As a worker takes a large refresh, whose payload can be written to; what served goes on unchanged."""
+    served, before = slot.model, contents(slot)
+    ready = slot.refreshed(meta, bytearray(payload))
+    assert contents(slot) == before
+    if ready is not None:
+        slot.take(ready)
+        assert not any(mine is its for mine, its in zip(tensors(served), tensors(slot.model), strict=True))
+    return ready is not None
+
+
+def tensors(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+both_ways = pytest.mark.parametrize("apply", [in_place, in_a_copy])
+
+
 def pair(family: str = "dcn", lineage: str = "L1") -> tuple[Trainer, Slot]:
     config = replace(CONFIG, family=family)
     return Trainer(SCHEMA, config, 7, lineage, "cpu"), Slot(SCHEMA, config, 7, "cpu")
@@ -60,11 +82,12 @@ def test_a_new_slot_is_the_untrained_first_lineage(family):
     assert slot.version == "L1.0"
 
 
+@both_ways
 @every_family
-def test_refreshes_keep_the_slot_bit_equal_to_the_trainer(family):
+def test_refreshes_keep_the_slot_bit_equal_to_the_trainer(family, apply):
     trainer, slot = pair(family)
     for seed in range(5):
-        assert slot.apply(*refresh(trainer, seed, created_ms=100 + seed))
+        assert apply(slot, *refresh(trainer, seed, created_ms=100 + seed))
         assert_serves(slot, trainer)
         assert torch.equal(slot.model.table, trainer.model.table)
     assert (slot.version, slot.event_ms, slot.created_ms) == ("L1.5", 50, 104)
@@ -78,14 +101,15 @@ def test_a_refresh_is_much_smaller_than_the_whole_model():
     assert len(changed) < len(everything) < 100_000 * 2 * 5 * 4 / 10
 
 
-def test_older_refreshes_are_ignored():
+@both_ways
+def test_older_refreshes_are_ignored(apply):
     trainer, slot = pair()
     updates = [refresh(trainer, seed) for seed in range(3)]
     for update in updates:
-        assert slot.apply(*update)
+        assert apply(slot, *update)
     before = contents(slot)
     for update in updates:
-        assert not slot.apply(*update)
+        assert not apply(slot, *update)
     assert contents(slot) == before
 
 
@@ -96,8 +120,9 @@ def test_a_missed_refresh_is_noticed_and_a_whole_model_mends_it():
     third = refresh(trainer, 2)
     kept = full(trainer)
     before = contents(slot)
-    with pytest.raises(MissedRefresh, match=r"L1\.3 does not follow L1\.1"):
-        slot.apply(*third)
+    for apply in (in_place, in_a_copy):
+        with pytest.raises(MissedRefresh, match=r"L1\.3 does not follow L1\.1"):
+            apply(slot, *third)
     assert contents(slot) == before
     slot.load_full(*kept)
     assert_serves(slot, trainer)
@@ -259,16 +284,17 @@ FULL_DAMAGES = DAMAGES | {
 }
 
 
+@both_ways
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_bad_refresh_leaves_the_slot_bit_equal_and_the_good_one_still_applies(damage):
+def test_a_bad_refresh_leaves_the_slot_bit_equal_and_the_good_one_still_applies(damage, apply):
     trainer, slot = pair()
     slot.apply(*refresh(trainer, 0))
     good = refresh(trainer, 1)
     before = contents(slot)
     with pytest.raises(BadUpdate):
-        slot.apply(*DAMAGES[damage](*good))
+        apply(slot, *DAMAGES[damage](*good))
     assert contents(slot) == before
-    assert slot.apply(*good)
+    assert apply(slot, *good)
     assert_serves(slot, trainer)
 
 

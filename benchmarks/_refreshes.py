@@ -1,6 +1,5 @@
 """Watching the refreshes that a learner sends, and the processor time that a process has used."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from kafka import TopicPartition
 
 from infra.errors import UserError
 from infra.kafka import make_consumer
-from streams.topics import META
+from streams.parts import ended
 
 if TYPE_CHECKING:
     from benchmarks._broker import Worker
@@ -38,7 +37,8 @@ class Refreshes:
         found = []
         for records in self._consumer.poll(timeout_ms=timeout_ms).values():
             for record in records:
-                found.append(json.loads(dict(record.headers)[META]) | {"bytes": len(record.value)})
+                if (update := ended(record)) is not None:
+                    found.append(update[0] | {"bytes": update[1]})
         return found
 
     def await_event(self, event_ms: int, worker: "Worker", limit_s: float = 900.0) -> int:

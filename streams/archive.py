@@ -22,9 +22,10 @@ from infra.clickhouse import Archive
 from infra.clock import now_ms
 from infra.metrics import Metrics
 from streams.membership import Membership
+from streams.parts import ended
 from streams.predictions import score_of
 from streams.task import Task
-from streams.topics import META, Topics
+from streams.topics import Topics
 from streams.transaction import Outputs, committed_offsets
 from streams.wire import EXAMPLES, KIND, decode_examples, decode_labelled
 
@@ -106,9 +107,10 @@ def label_rows(task: str, record: Any) -> list[Row]:
 
 
 def version_rows(task: str, record: Any) -> list[Row]:
-    """One model update as a row of `versions`."""
-    meta = json.loads(dict(record.headers)[META])
-    size = len(record.value or b"")
+    """One model update, where it ends, as a row of `versions`."""
+    if (update := ended(record)) is None:
+        return []
+    meta, size = update
     names = ("version", "lineage", "refresh", "kind")
     return [(task, *(meta[n] for n in names), size, meta["sha256"], meta["event_ms"], meta["created_ms"])]
 

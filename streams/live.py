@@ -6,7 +6,6 @@ What the worker serves, took and refused, it reports (`streams.fleet`).
 """
 
 import asyncio
-import json
 import logging
 import math
 import time
@@ -22,15 +21,18 @@ from infra.metrics import Metrics
 from infra.settings import Settings, load_model_key
 from learners.admission import Admission, BadUpdate, Meta, check_meta
 from learners.slot import MissedRefresh, Slot
+from learners.views import Payload
 from streams.canary import Answer, Canary
 from streams.fleet import ReportWriter
 from streams.heads import Heads
+from streams.parts import PART_BYTES, Gathering
 from streams.task import Task
-from streams.topics import MAX_RECORD_BYTES, META, Topics
+from streams.topics import Topics
 
 log = logging.getLogger(__name__)
 REPORT_EVERY_S = 1.0
 _RELOAD_PAUSE_MS = 1000
+_FETCH_BYTES = 4 * PART_BYTES  # a record that is larger comes all the same
 
 
 class LiveModel:
@@ -44,6 +46,7 @@ class LiveModel:
         self._metrics = metrics
         self._task, self._worker = task, worker
         self._report = self._writer()
+        self._parts = Gathering()
         self._canary: Canary | None = None
         self._refused: set[str] = set()  # lineages that were not taken as a canary
         self._news = asyncio.Event()
@@ -109,7 +112,7 @@ class LiveModel:
             bootstrap_servers=self._kafka.split(","),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            max_partition_fetch_bytes=MAX_RECORD_BYTES,
+            max_partition_fetch_bytes=_FETCH_BYTES,
         )
         await consumer.start()
         try:
@@ -143,11 +146,15 @@ class LiveModel:
             await asyncio.shield(producer.stop())
 
     async def _take(self, record: Any) -> int | None:
-        """Apply an update; where to read on instead of behind it, after one was missed."""
-        headers, payload = dict(record.headers), record.value or b""
+        """Apply an update that ends here; where to read on instead of behind it, after one was missed."""
         meta: Meta = {}
         try:
-            meta = json.loads(headers[META])
+            if (update := self._parts.add(record)) is None:
+                await asyncio.sleep(
+                    0
+                )  # records that are here already come one after the other, without a pause
+                return None
+            meta, payload = update
             check_meta(meta)
             if await self._apply(meta, payload):
                 self._metrics.count("swaps_total" if meta["kind"] == "swap" else "refreshes_total")
@@ -162,11 +169,11 @@ class LiveModel:
             return await self._reload(error)
         return None
 
-    async def _apply(self, meta: Meta, payload: bytes) -> bool:
+    async def _apply(self, meta: Meta, payload: Payload) -> bool:
         if "canary" in meta:
             return await self._apply_canary(meta, payload)
         if meta["kind"] != "swap":
-            return self._slot.apply(meta, payload)
+            return await _refresh(self._slot, meta, payload)
         # Nobody else changes the slot meanwhile: the updates are taken one after the other.
         held = self._slot.holds(meta)
         if not held:
@@ -176,13 +183,13 @@ class LiveModel:
         self._canary = None  # a champion that is sent whole serves everyone, from the same batch on
         return not held
 
-    async def _apply_canary(self, meta: Meta, payload: bytes) -> bool:
+    async def _apply_canary(self, meta: Meta, payload: Payload) -> bool:
         """Refresh the canary; a new one, or one that was missed, is prepared beside and then taken at once."""
         canary, lineage = self._canary, meta["lineage"]
         own = canary is not None and canary.slot.lineage == lineage
         if canary is not None and own and meta["kind"] == "refresh":
             try:
-                return canary.slot.apply(meta, payload)
+                return await _refresh(canary.slot, meta, payload)
             except MissedRefresh as error:
                 log.info("%s", error)
         if lineage in self._refused or (canary is not None and own and canary.slot.holds(meta)):
@@ -197,7 +204,7 @@ class LiveModel:
         log.info("%s is a canary for %g of the entities", meta["version"], meta["canary"])
         return True
 
-    def _beside(self, meta: Meta, payload: bytes) -> Canary:
+    def _beside(self, meta: Meta, payload: Payload) -> Canary:
         """A model that is checked as a swap is, to serve beside the live one. Raises BadUpdate."""
         ready, task = self._slot.prepare(meta, payload), self._task
         slot = Slot(task.schema, task.model, task.seed, admission=self._slot.admission)
@@ -235,3 +242,13 @@ class LiveModel:
             self._refuse(head.meta, refused, "the newest stored model")
             return None
         return head.offset
+
+
+async def _refresh(slot: Slot, meta: Meta, payload: Payload) -> bool:
+    """Apply a refresh; a large one in a copy of the model, in another thread."""
+    if len(payload) <= PART_BYTES:
+        return slot.apply(meta, payload)
+    ready = await asyncio.to_thread(slot.refreshed, meta, payload)
+    if ready is not None:
+        slot.take(ready)
+    return ready is not None

@@ -1,6 +1,5 @@
 """Where the learner's records go: what it says to people, and the updates of the model that serves."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -9,7 +8,7 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from infra.kafka import end_offsets, make_consumer, make_producer
-from streams.topics import META
+from streams.parts import ended, split
 
 Meta = dict[str, Any]
 _SAID_S = 2.0  # how long the end waits for Kafka to hear how far the learner is
@@ -23,7 +22,7 @@ class Outlet(Protocol):
         """Sends a record some time soon."""
 
     def publish(self, meta: Meta, payload: bytes) -> int:
-        """Sends an update; its offset, once it is safe."""
+        """Sends an update; the offset of its end, once it is safe."""
 
     def published(self, after: int) -> Iterator[tuple[int, Meta]]:
         """Offset and meta of the updates that are there after an offset, in order."""
@@ -80,9 +79,11 @@ class KafkaOutlet:
 
     def publish(self, meta: Meta, payload: bytes) -> int:
         """See Outlet."""
-        headers = [(META, json.dumps(meta).encode())]
-        sent = self._producer.send(self._updates, value=payload, headers=headers, partition=0)
-        return int(sent.get(timeout=30).offset)
+        offset = -1
+        for headers, value in split(meta, payload):  # each when the one before is safe
+            sent = self._producer.send(self._updates, value=value, headers=headers, partition=0)
+            offset = int(sent.get(timeout=30).offset)
+        return offset
 
     def published(self, after: int) -> Iterator[tuple[int, Meta]]:
         """See Outlet."""
@@ -120,6 +121,7 @@ def published(kafka: str, updates: str, after: int) -> Iterator[tuple[int, Meta]
         while reader.position(place) < end:
             for records in reader.poll(timeout_ms=200).values():
                 for record in records:
-                    yield record.offset, json.loads(dict(record.headers)[META])
+                    if (update := ended(record)) is not None:
+                        yield record.offset, update[0]
     finally:
         reader.close()

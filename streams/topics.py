@@ -10,6 +10,9 @@ MAX_RECORD_BYTES = 16 << 20
 META = "meta"
 """Header of a record of the model updates: what the model in its value is, as JSON."""
 
+PART = "part"
+"""Header of a record that has a part of an update, as JSON: see `streams.parts`."""
+
 _HOUR_MS = 3_600_000
 
 

@@ -9,8 +9,9 @@ from kafka import TopicPartition
 
 from infra.kafka import make_consumer, partitions
 from infra.settings import Settings
+from streams.parts import ended
 from streams.task import Task
-from streams.topics import META, Topics
+from streams.topics import Topics
 
 _RATE_OVER_S = 5.0
 _CAUGHT_UP_S = 0.5  # silence of the topics after which nothing old is left in them
@@ -131,6 +132,7 @@ class Watch:
             self.metrics.setdefault(row["arm"], []).append(row)
 
     def _update(self, record: Any) -> None:
-        meta = json.loads(dict(record.headers)[META])
-        self.version = self.version if "canary" in meta else meta["version"]
-        self.refreshes += 1
+        if (update := ended(record)) is not None:
+            meta, _ = update
+            self.version = self.version if "canary" in meta else meta["version"]
+            self.refreshes += 1

@@ -14,7 +14,6 @@ batches; no feature is made of labels and the labels are there before their even
 time; and the learner starts late, so that there are scores of the untrained model too.
 """
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from infra.kafka import read_all
 from infra.settings import Settings, load_secret
 from learners import checkpoint
 from learners.slot import Slot, encode_full
+from learners.views import Payload
 from streams import wire
 from streams.backtest import Options, make_settings
 from streams.backtest_engine import Backtest
@@ -37,12 +37,13 @@ from streams.backtest_stream import Path as Way
 from streams.backtest_stream import cut
 from streams.feed import Item, feed
 from streams.heads import Heads
+from streams.parts import gathered
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.rows import ROW_ARRAYS, Labelled, Rows
 from streams.simulate import Simulation, simulate
 from streams.task import Task, load_task
-from streams.topics import META, Topics
+from streams.topics import Topics
 from tests.system import run_support as runs
 
 EVENTS, UNTRAINED = 1_200, 400
@@ -133,10 +134,9 @@ class Live:
         records = read_all(self.settings.kafka, self.topics.labelled)
         return Labelled.concat([wire.decode_labelled(record.value) for record in records])
 
-    def updates(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def updates(self) -> Iterator[tuple[dict[str, Any], Payload]]:
         """What the learner published, in its order."""
-        for record in read_all(self.settings.kafka, self.topics.model_updates):
-            yield json.loads(dict(record.headers)[META]), record.value or b""
+        yield from gathered(read_all(self.settings.kafka, self.topics.model_updates))
 
     def tails(self) -> Iterator[tuple[str, str]]:
         for run in self.workers:

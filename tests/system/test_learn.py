@@ -1,6 +1,5 @@
 """The learner on a real Kafka, killed in the middle: every example learned once in what survives, no version twice."""
 
-import json
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -16,11 +15,13 @@ from learners import checkpoint
 from learners.arena import Arena
 from learners.registry import Registry
 from learners.slot import Slot, encode_full
+from learners.views import Payload
 from streams.heads import Heads
+from streams.parts import gathered
 from streams.prepare import prepare
 from streams.rows import Labelled, Rows
 from streams.task import Task
-from streams.topics import META, Topics
+from streams.topics import Topics
 from streams.wire import encode_labelled
 from tests.system import run_support as runs
 
@@ -60,11 +61,8 @@ def task(tmp_path: Path) -> Task:
     return runs.own_task(tmp_path, "learned")
 
 
-def updates(kafka: str, task: Task) -> list[tuple[dict[str, Any], bytes]]:
-    return [
-        (json.loads(dict(record.headers)[META]), record.value or b"")
-        for record in read_all(kafka, Topics.of(task).model_updates)
-    ]
+def updates(kafka: str, task: Task) -> list[tuple[dict[str, Any], Payload]]:
+    return list(gathered(read_all(kafka, Topics.of(task).model_updates)))
 
 
 def test_a_learner_that_is_killed_goes_on_from_its_checkpoint(

@@ -1,6 +1,5 @@
 """Tuning on a real Kafka: a learner that is killed goes on with its population, and what won is served and verified."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 
 from infra.kafka import make_producer, read_all
 from infra.settings import Settings
+from streams.parts import gathered
 from streams.prepare import prepare
 from streams.task import load_task
-from streams.topics import META, Topics
+from streams.topics import Topics
 from streams.wire import encode_labelled
 from tests import learner_log as logs
 from tests.system import run_support as runs
@@ -68,8 +68,7 @@ def test_a_population_is_tuned_over_a_kill_and_its_winner_becomes_the_champion(
     }
     told = [[each["settings"] for each in rung["members"]] for rung in rungs]
     assert all(seen[rung["population"], rung["rung"]] == each for rung, each in zip(rungs, told, strict=True))
-    sent = read_all(broker.address, topics.model_updates)
-    updates = [json.loads(dict(record.headers)[META]) for record in sent]
+    updates = [meta for meta, _ in gathered(read_all(broker.address, topics.model_updates))]
     swap = next(meta for meta in updates if meta["lineage"] == promoted["lineage"])
     assert swap["kind"] == "swap"
     said = runs.driftline(data, "models", "verify", swap["version"], *where, DRIFTLINE_PARTITIONS="1")

@@ -18,6 +18,7 @@ from learners.trainer import Trainer
 from streams.canary import Answer
 from streams.heads import Head, Heads
 from streams.live import LiveModel
+from streams.parts import split
 from streams.topics import META
 from tests import learner_log as logs
 
@@ -47,6 +48,12 @@ def take(model: LiveModel, meta: dict[str, Any], payload: bytes) -> None:
     assert asyncio.run(model._take(record)) is None
 
 
+def take_parts(model: LiveModel, meta: dict[str, Any], payload: bytes, most: int = 1000) -> None:
+    """An update that is larger than a record, as far as this model knows."""
+    for headers, value in split(meta, payload, most):
+        assert asyncio.run(model._take(logs.Logged("t", 0, 0, 0, bytes(value), headers=headers))) is None
+
+
 def whole(trainer: Trainer, canary: float = 0.0) -> tuple[dict[str, Any], bytes]:
     trainer.advance(trainer.refresh)
     return encode_full(trainer, event_ms=1, created_ms=trainer.refresh + 1, canary=canary)
@@ -74,6 +81,47 @@ def test_a_canary_serves_its_share_and_is_refreshed_and_the_others_go_on_as_befo
         trainer.train(ROWS)
         take(model, *encode_refresh(trainer, event_ms=2, created_ms=9, canary=share))
     assert set(serve(model).versions) == {"L1.2", "L2.2"}
+
+
+def test_updates_in_parts_are_taken_like_any_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.live.PART_BYTES", 1000)
+    champion, canary, model = trained("L1", 1), trained("L2", 2), live(settings)
+    for trainer, share in ((champion, 0.0), (canary, SHARE)):
+        take_parts(model, *whole(trainer, share))
+        trainer.train(ROWS)
+    served, answer = model._slot.model, serve(model)
+    assert set(answer.versions) == {"L1.1", "L2.1"}
+    for trainer, share in ((champion, 0.0), (canary, SHARE)):
+        meta, payload = encode_refresh(trainer, event_ms=2, created_ms=9, canary=share)
+        assert len(payload) > 2000
+        for headers, value in list(split(meta, payload, 1000))[:-1]:  # a learner that dies
+            record = logs.Logged("t", 0, 0, 0, bytes(value), headers=headers)
+            assert asyncio.run(model._take(record)) is None
+        assert serve(model).versions == answer.versions
+        take_parts(model, meta, payload)
+        take_parts(model, meta, payload)  # and that sends it twice
+        answer = serve(model)
+    assert set(answer.versions) == {"L1.2", "L2.2"}
+    assert model._slot.model is not served
+    own = chosen(KEYS, "L2", SHARE)
+    for rows, trainer in ((own, canary), (~own, champion)):
+        scores = trainer.score(ROWS.numbers[rows], ROWS.categories[rows])
+        np.testing.assert_array_equal(answer.scores[rows], scores)
+    counted = model._metrics.snapshot()
+    assert (counted["swaps_total"], counted["refreshes_total"]) == (2, 2)
+    assert "rejected_updates_total{meta}" not in counted
+
+
+def test_parts_of_a_damaged_update_are_refused_together(settings: Settings) -> None:
+    model = live(settings)
+    meta, payload = whole(trained("L1", 1))
+    take_parts(model, meta, payload[:-1] + bytes([payload[-1] ^ 1]))
+    assert model.version == "L1.0"
+    assert json.loads(model._report.take("L1.0", 1))["refused"][0]["step"] == "bytes"
+    take_parts(model, meta, payload)
+    assert model.version == "L1.1"
 
 
 def test_two_workers_and_one_that_starts_later_agree(settings: Settings) -> None:

@@ -128,7 +128,7 @@ def check_weights(meta: Meta, model: EventModel, tensors: dict[str, Tensor]) -> 
     reason = weights.problem(model, tensors)
     if reason is None and isinstance(model, Net):
         names = (*(name for name, _ in model.named_parameters()), weights.ROWS)
-        large = [name for name in names if bool((tensors[name].abs() > LARGEST_WEIGHT).any())]
+        large = [name for name in names if weights.largest(tensors[name]) > LARGEST_WEIGHT]
         reason = f"{large[0]} holds a value beyond {LARGEST_WEIGHT:g}" if large else None
     if reason is not None:
         raise BadUpdate("weights", f"{meta['version']}: {reason}")

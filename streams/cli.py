@@ -1,6 +1,7 @@
 """The `driftline` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from streams.lineage import lineage
 from streams.look import TaskOption
 from streams.running import connected, settings_here
 from streams.task import Task, built_in_tasks, load_task
+from streams.task_size import memory
 from streams.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -252,6 +254,8 @@ def task_check(
 ) -> None:
     """Check a task file and say what Driftline understood."""
     task = load_task(file)
+    population = task.tuning.population if task.tuning else 0
+    needs = memory(task.schema, task.model, (task.challenger, *task.others), population)
     facts: dict[str, Any] = {
         "name": task.name,
         "key": task.event.key,
@@ -265,6 +269,7 @@ def task_check(
             "window_ms": task.label.window_ms,
         },
         "schema": task.schema_hash,
+        "memory": needs,
     }
     if as_json:
         console.print_json(json.dumps(facts))
@@ -275,6 +280,10 @@ def task_check(
     more = "".join(f", {block.kind} {block.name} ({block.length})" for block in task.blocks)
     console.print(f"  model sees   {len(task.numbers)} numbers, {len(task.categories)} categories{more}")
     console.print(f"  label        {task.label.field}, {task.label.delay_ms / 1000:g} s after the event")
+    whole, serve, learn = (f"{math.ceil(size / 2**20):,} MiB" for size in needs.values())
+    console.print(
+        f"  memory       a model up to {whole}, all in a serve worker {serve}, all in the learner {learn}"
+    )
 
 
 @task_app.command("new")

@@ -12,8 +12,9 @@ positions live in its checkpoint, next to the weights they led to. One round:
 4. what was served since is looked at, without labels; an alarm has its line in the ledger (`streams.watching`);
 5. about every second, the rows and layers that changed go out, a refresh, with a line in the ledger too; and Kafka is
    told how far the learner is, so that its lag can be seen with Kafka's own tools;
-6. about every ten seconds, or sooner when there is much to learn, a checkpoint: everything the arena holds, the
-   positions and the place in the ledger, manifest last; and a whole model for workers that start (`heads`).
+6. about every ten seconds, sooner when there is much to learn and later where storing takes long, a checkpoint:
+   everything the arena holds, the positions and the place in the ledger, manifest last; and a whole model for workers
+   that start (`heads`).
 
 After a crash the newest checkpoint is loaded and the lines after it are followed: the same steps, the same versions at
 the same places, so the weights are those of a learner that was never disturbed, bit for bit.
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_MS = 10_000
 STEER_EVERY_MS = 50
 CHECKPOINT_WORK_MS = 3_000  # learning since a checkpoint is repeated after a crash: not much more than this
+CHECKPOINT_SHARE = 4  # of the time, one part in so many: a checkpoint of a large model takes seconds
 MOST_STEPS = 64  # of a round: a refresh, a checkpoint and a request to stop wait for its end
 
 
@@ -126,6 +128,7 @@ class Learner:
             if self._control is not None:
                 self._control.start()
             refreshed = saved = now_ms()
+            took = 0  # by the newest checkpoint
             while not self._stop:
                 self._learn(self._reader.steps(MOST_STEPS))  # 1, 2, 3
                 self._steer()
@@ -135,9 +138,10 @@ class Learner:
                     self.training.refresh()  # 5
                     self._tell_place()
                     refreshed = now
-                if now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS:
+                due = now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS
+                if due and now - saved >= CHECKPOINT_SHARE * took:
                     self._checkpoint()  # 6
-                    saved = now
+                    saved, took = now, now_ms() - now
             self._checkpoint()
             self._tell_place()
             ranks().tell(None)

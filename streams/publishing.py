@@ -107,14 +107,15 @@ class Publisher:
         above = self.numbers.get(champion.lineage, 0)
         meta, payload = self._update(champion, True, place.event_ms, above)
         self._publish(meta, payload, place, above, why)
-        live, former, newest = self._registry.live(), self.heads.get(), Head(meta, payload, self.offset + 1)
+        live, newest = self._registry.live(), Head(meta, payload, self.offset + 1)
+        swaps = live is None or live.lineage != champion.lineage
+        if swaps and (former := self.heads.get()) is not None:
+            self.heads.keep(former)
         self.canary = ""
         self.heads.drop_canary()  # before the head: who starts with that reads nothing of the canary's end
         path = self.heads.put(newest)
-        if live is None or live.lineage != champion.lineage:
-            for head in (former, newest):
-                if head is not None:
-                    self.heads.keep(head)
+        if swaps:
+            self.heads.keep(newest)
             self._registry.set_live(
                 Live(champion.lineage, meta["version"], now_ms(), place.event_ms, path, why)
             )

@@ -39,7 +39,7 @@ from streams.task_kind import (
     parse_weights,
 )
 from streams.task_model import check_blocks, check_rivals, check_used, with_tower
-from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, whole_model_bytes
+from streams.task_size import LARGEST_MODEL, decisive_keys, fitting_rows, memory, whole_model_bytes
 from streams.task_toml import REQUIRED, Source, Table, listed, nearest, parse_text, shown
 from streams.task_tuning import parse_tuning
 from streams.topics import Topics
@@ -137,11 +137,9 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     if wrong := fault(made.exploration, explored.data, made.kind, made.classes):
         explored.fail(wrong[0] if wrong[0] in explored.data else "share", *wrong[1:])
     check_rivals(rivals, (challenger, *others))
-    chosen = "rows" in first.data
-    model = _fitted(first, model, made, chosen)
+    model = _fitted(first, model, made)
     challenger, *others = [
-        _fitted(rival, config, made, chosen or "rows" in rival.data)
-        for rival, config in zip(rivals, (challenger, *others), strict=True)
+        _fitted(rival, config, made) for rival, config in zip(rivals, (challenger, *others), strict=True)
     ]
     made = replace(made, model=model, challenger=challenger, others=tuple(others))
     return replace(made, tuning=parse_tuning(root, made, _setting))
@@ -152,12 +150,12 @@ def _usual_challenger(model: ModelConfig) -> ModelConfig:
     return replace(model, learning_rate=min(3 * model.learning_rate, _BOUNDS["learning_rate"][1]))
 
 
-def _fitted(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
-    """The settings as the rest of the file lets them be; `chosen`: the file says how many rows."""
+def _fitted(table: Table, config: ModelConfig, task: Task) -> ModelConfig:
+    """The settings as the rest of the file lets them be."""
     check_settings(table, config, task)
     check_used(table, config)
     check_blocks(table, config, task)
-    return _sized(table, with_tower(table, config, task), task, chosen)
+    return _sized(table, with_tower(table, config, task), task)
 
 
 def _label(root: Table, event: EventSpec, target: Target) -> LabelSpec:
@@ -320,21 +318,21 @@ def _check_topics(table: Table, topics: Topics) -> None:
         uses[name] = f"topics.{key}"
 
 
-def _sized(table: Table, config: ModelConfig, task: Task, chosen: bool) -> ModelConfig:
-    """A model that travels whole in one record: with fewer rows than usual, unless the file has `chosen` them."""
+def _sized(table: Table, config: ModelConfig, task: Task) -> ModelConfig:
+    """A model that a machine can hold some of."""
     size, rows = whole_model_bytes(config, task.schema), fitting_rows(config, task.schema)
     if size <= LARGEST_MODEL:
         return config
-    if rows and not chosen:
-        return replace(config, rows=rows)
     keys = decisive_keys(config)
     fix = f"lower {' or '.join(keys) or 'rows'}, or give the model fewer columns"
     if rows:
         fix = f"lower rows (now {config.rows}) to {rows} or less"
         fix += f", or embedding (now {config.embedding})" if "embedding" in keys else ""
     key = next((key for key in ("rows", *keys) if key in table.data), None)
-    most = f"the {LARGEST_MODEL >> 20} MiB that are sent at once"
-    said = f"a whole model can take {size / 2**20:.1f} MiB, more than {most}"
+    needs = memory(task.schema, config, (), 0)
+    said = f"a whole model can take {size / 2**30:.1f} GiB, more than {LARGEST_MODEL >> 30} GiB: "
+    said += f"a serve worker would need {needs['serve'] / 2**30:.0f} GiB for it, the learner "
+    said += f"{needs['learn'] / 2**30:.0f}"
     table.fail(key, f"{table.name()}: {said}", fix)
 
 

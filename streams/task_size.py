@@ -1,12 +1,20 @@
 """How large a model of a task can become, known before it is built: torch is not imported to read a task file."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from learners.batch import COUNTING_FAMILIES, MARGIN_FAMILIES, READS, SEQUENCE_FAMILIES, ModelConfig, Schema
 from learners.blocks import Block
 
-LARGEST_MODEL = 15 << 20
-"""Bytes of a whole model at most: it travels in one Kafka record of at most 16 MiB."""
+LARGEST_MODEL = 4 << 30
+"""Bytes of a whole model at most. What a machine has may be less: see `memory`."""
+
+# Whole models that are in memory together, at most. Measured with Adam, whose memory is two more tables.
+_SERVING = 5  # the live one, a canary, one that is prepared and what it came in, and the checks
+_LEARNING, _BESIDE = (
+    12,
+    6,
+)  # the champion while a checkpoint is stored; and for each model that learns beside it
 
 _HEADER = 4096  # names and shapes of the tensors
 _CROSS_LAYERS = 2
@@ -24,10 +32,23 @@ def whole_model_bytes(config: ModelConfig, schema: Schema) -> int:
 
 
 def fitting_rows(config: ModelConfig, schema: Schema) -> int:
-    """The largest power of two of rows with which the model can be sent; 0 where even one row is too much."""
+    """The largest power of two of rows with which the model is small enough; 0 where even one row is too much."""
     left, fields = LARGEST_MODEL - _dense_bytes(config, schema), _fields(config, schema)
     most = left // (fields * _row_bytes(config, schema.target.width)) if fields else 0
     return 1 << (most.bit_length() - 1) if most > 0 else 0
+
+
+def memory(
+    schema: Schema, champion: ModelConfig, beside: Sequence[ModelConfig], population: int
+) -> dict[str, int]:
+    """Bytes: of the champion whole (`model`), and what models take of a serve worker and of the learner at most.
+
+    That is so once every row was trained, with one model of each of the settings `beside`, an earlier champion and a
+    population of so many learning at once.
+    """
+    own, *others = (whole_model_bytes(config, schema) for config in (champion, *beside))
+    learning = own * (_LEARNING + _BESIDE * (1 + population)) + _BESIDE * sum(others)
+    return {"model": own, "serve": _SERVING * max((own, *others)), "learn": learning}
 
 
 def decisive_keys(config: ModelConfig) -> tuple[str, ...]:

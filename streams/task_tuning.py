@@ -129,5 +129,5 @@ def _problems(made: ModelConfig, task: Task) -> dict[str, str]:
     if made.optimiser == "ftrl" and (made.schedule, made.warmup_steps) != ("constant", 0):
         found["ftrl follows no schedule"] = "leave ftrl or the schedule out"
     if whole_model_bytes(made, task.schema) > LARGEST_MODEL:
-        found["a whole model would be too large to be sent"] = "write smaller sizes"
+        found["a whole model would be too large"] = "write smaller sizes"
     return found

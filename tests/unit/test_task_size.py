@@ -1,7 +1,6 @@
-"""The size of a model that a task file asks for: the estimate is true, and what cannot be sent is refused."""
+"""The size of a model that a task file asks for: the estimate is true, and what is too large is refused."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ from infra.errors import UserError
 from learners.batch import FAMILIES, ModelConfig, Schema
 from learners.models import build_model
 from learners.weights import extract
-from streams.task import Task, load_task
-from streams.task_parse import parse_task
-from streams.task_size import LARGEST_MODEL, fitting_rows, whole_model_bytes
+from streams.task import load_task
+from streams.task_size import LARGEST_MODEL, fitting_rows, memory, whole_model_bytes
 from tests.learner_rows import RICH
 from tests.stream_records import TRIPS, task
 
@@ -51,46 +49,45 @@ def check_estimate(config: ModelConfig, schema: Schema) -> None:
     assert sent <= estimate <= sent + 5000
 
 
-def many(categories: int, more: str = "") -> Task:
-    fields = "".join(f'c{i} = {{ type = "category" }}\n' for i in range(categories))
-    text = TRIPS.replace("[entities]", fields + "[entities]") + more
-    return parse_task(text, "trips.toml", Path("/somewhere/trips.toml"))
-
-
-def test_a_model_that_cannot_be_sent_is_refused_with_what_would_fit() -> None:
-    assert len(many(15).categories) == 16
+def test_a_model_that_is_too_large_is_refused_with_what_it_would_need_and_what_would_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(UserError) as caught:
-        task("[model]\nrows = 1048576\nembedding = 16\n")
+        task("[model]\nrows = 67108864\nembedding = 16\n")
     line = len((TRIPS + "[model]").splitlines()) + 1
     assert str(caught.value) == (
-        f"trips.toml:{line}: model: a whole model can take 76.0 MiB, more than the 15 MiB that are sent at once\n"
-        "  fix: lower rows (now 1048576) to 131072 or less, or embedding (now 16)"
+        f"trips.toml:{line}: model: a whole model can take 4.8 GiB, more than 4 GiB: a serve worker would need 24 GiB "
+        "for it, the learner 86\n  fix: lower rows (now 67108864) to 33554432 or less, or embedding (now 16)"
     )
-    assert task("[model]\nrows = 131072\nembedding = 16\n").model.rows == 131072
+    assert task("[model]\nrows = 33554432\nembedding = 16\n").model.rows == 33554432
     with pytest.raises(UserError, match=r"challenger: a whole model can take"):
-        task("[challenger]\nrows = 1048576\n")
+        task("[challenger]\nrows = 67108864\nembedding = 16\n")
+    for module in ("task_size", "task_parse"):
+        monkeypatch.setattr(f"streams.{module}.LARGEST_MODEL", 15 << 20)
     with pytest.raises(UserError, match="lower embedding or hidden"):
         task("[model]\nhidden = [4096, 4096]\n")
 
 
-def test_without_rows_in_the_file_there_are_as_many_as_fit() -> None:
-    wide = many(36)
-    assert (wide.model.rows, wide.challenger.rows) == (8192, 8192)
-    assert many(15).model.rows == ModelConfig().rows
-    assert many(36, "[challenger]\nembedding = 16\n").challenger.rows == 4096
-    for chosen in ("[model]\nrows = 16384\n", "[model]\nrows = 8192\n[challenger]\nembedding = 16\n"):
-        with pytest.raises(UserError, match="lower rows"):
-            many(36, chosen)
+def test_what_models_take_of_workers_and_learner_grows_with_who_learns() -> None:
+    schema, config = schema_of(9, 4), ModelConfig(family="dcn", rows=1 << 20)
+    one, whole = memory(schema, config, (), 0), whole_model_bytes(config, schema)
+    assert (one["model"], one["serve"]) == (whole, 5 * whole)
+    assert one["learn"] > 12 * whole
+    wider = replace(config, embedding=2 * config.embedding)
+    two = memory(schema, config, (config, wider), 8)
+    assert two["serve"] == 5 * whole_model_bytes(wider, schema)
+    assert two["learn"] == one["learn"] + 6 * (9 * whole + whole_model_bytes(wider, schema))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_said_to_fit_fits(family: str) -> None:
-    for categories in (1, 7, 60):
+    for categories in (30, 60, 200):
         config = ModelConfig(family=family)
         rows = fitting_rows(config, schema_of(30, categories))
         assert whole_model_bytes(replace(config, rows=rows), schema_of(30, categories)) <= LARGEST_MODEL
         assert whole_model_bytes(replace(config, rows=2 * rows), schema_of(30, categories)) > LARGEST_MODEL
-    assert fitting_rows(ModelConfig(hidden=(8192, 8192)), schema_of(5, 1)) == 0
+    deep = ModelConfig(hidden=(8192,) * 16, embedding=512)
+    assert fitting_rows(deep, schema_of(5, 20)) == 0
     assert fitting_rows(ModelConfig(), schema_of(5, 0)) == 0
 
 
@@ -98,4 +95,4 @@ def test_the_built_in_tasks_are_far_below() -> None:
     for name in ("clicks", "transactions"):
         made = load_task(name)
         size = whole_model_bytes(made.model, made.schema)
-        assert 4096 < size < LARGEST_MODEL / 2
+        assert 4096 < size < 8 << 20

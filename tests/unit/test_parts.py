@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.kafka import Record
+from streams.archive import version_rows
 from streams.parts import PART_BYTES, Gathering, ended, gathered, split
 from streams.topics import META, PART
 from tests.learner_log import Logged
@@ -86,6 +87,16 @@ def test_whoever_only_wants_the_metas_gets_them_at_the_ends_with_the_sizes(paylo
     *others, last = records(payload)
     assert ended(last) == ({"sha256": sha256(payload).hexdigest()}, len(payload))
     assert all(ended(record) is None for record in others)
+
+
+def test_the_archive_has_one_row_for_an_update_in_parts() -> None:
+    named = {"version": "L1.2", "lineage": "L1", "refresh": 2, "kind": "swap", "event_ms": 5, "created_ms": 6}
+    meta, payload = named | {"sha256": "f0"}, bytes(10)
+    log = [
+        Logged("t", 0, 0, 0, bytes(value), headers=headers) for headers, value in split(meta, payload, MOST)
+    ]
+    rows = [row for record in log for row in version_rows("clicks", record)]
+    assert rows == [("clicks", "L1.2", "L1", 2, "swap", 10, "f0", 5, 6)]
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_scores_are_those_of_the_live_roles(live: Live, stream: Simulation) -> N
             used.add(slot.version)
     assert used == set(by_version)
     assert "L1.0" in used
-    assert len(used) > 2
+    assert used - {"L1.0", "L1.1"}  # also one that had learned
 
 
 def test_without_learning_scores_are_equal(live: Live, stream: Simulation) -> None:
@@ -244,7 +244,7 @@ def test_without_learning_scores_are_equal(live: Live, stream: Simulation) -> No
     assert len(live_scores) >= UNTRAINED
     ours = backtest.lanes[0].scores[: len(live_scores)]
     # Batches end elsewhere, and sums in a matrix product are rounded by their order: the last bits may differ.
-    np.testing.assert_allclose(ours, live_scores, rtol=2e-6, atol=0)
+    np.testing.assert_allclose(ours, live_scores, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("size", [256, EVENTS])

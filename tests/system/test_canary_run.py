@@ -13,7 +13,7 @@ import numpy as np
 from infra.blobs import Blobs
 from infra.clock import now_ms
 from infra.kafka import make_producer, read_all
-from infra.settings import Settings, load_secret
+from infra.settings import Settings
 from learners.canary import chosen
 from learners.slot import encode_full
 from learners.trainer import Trainer
@@ -48,7 +48,7 @@ def test_two_workers_agree_on_a_canary_until_it_serves_all(broker: Any, tmp_path
     publish(outlet, heads, arms["L2"], SHARE)
     env = {"DRIFTLINE_PARTITIONS": "2", "DRIFTLINE_BLOBS": settings.blobs}
     env["DRIFTLINE_SECRET"] = str(tmp_path / "secret.key")
-    load_secret(tmp_path / "secret.key")
+    (tmp_path / "secret.key").write_bytes(b"it chooses the same in every run")
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(runs.serving(tmp_path / name, task, broker.address, **env))

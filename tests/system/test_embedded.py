@@ -21,7 +21,7 @@ from infra.ports import free_port
 from infra.settings import KafkaTools, kafka_tools
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def gone(pid: int) -> bool:
@@ -235,7 +235,8 @@ FORMATS = (
 def test_a_failed_start_quotes_the_last_words_and_leaves_nothing_running(
     script: str, message: str, fix: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "START_TIMEOUT_S", 1.0)
+    if "sleep" in script:  # the others end by themselves, however long a busy machine takes
+        monkeypatch.setattr(embedded, "START_TIMEOUT_S", 1.0)
     home.mkdir()
     (home / "kafka.log").write_text("OutOfMemoryError of an earlier run: No space left on device\n")
     kafka = EmbeddedKafka(home, tools=pretended(tmp_path, script))

@@ -10,8 +10,15 @@ from aiokafka.errors import KafkaError, ProducerFenced
 from faust.types import TP
 
 from infra.kafka import create_topics, read_all
+from streams import transaction
 from streams.membership import Membership
 from streams.transaction import ExactlyOnce, Outputs, committed_offsets
+
+
+@pytest.fixture(autouse=True)
+def _patient_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka ends no transaction by itself before a busy machine comes to the end of a test."""
+    monkeypatch.setattr(transaction, "_TRANSACTION_TIMEOUT_MS", 600_000)
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def texts(broker: Any, topic: str, *, read_committed: bool = True) -> list[str]:
 async def until_stored(kafka: str, group: str, offsets: dict[TP, int]) -> None:
     """Kafka answers a commit when it is decided; the group hears of it a moment later. Who opens waits for that."""
     found: dict[TP, int] = {}
-    for _ in range(100):
+    for _ in range(1_800):
         found = await committed_offsets(kafka, group, list(offsets))
         if found == offsets:
             return
@@ -137,7 +144,7 @@ async def member(broker: Any, group: str, topic: str) -> tuple[AIOKafkaConsumer,
     """A member of the group, with who it is once it has its partitions."""
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=broker.address, group_id=group, enable_auto_commit=False,
-        session_timeout_ms=6_000, heartbeat_interval_ms=200,
+        session_timeout_ms=60_000, heartbeat_interval_ms=200,
     )  # fmt: skip
     await consumer.start()
     return consumer, who(consumer)
@@ -216,7 +223,7 @@ def test_what_a_worker_that_is_gone_left_open_is_ended_by_whoever_has_its_partit
                 await producer.send_offsets_to_transaction({TopicPartition(topic, 0): 5}, group)
             await consumer.stop()  # it leaves the group
             consumer, heir = await member(broker, group, topic)
-            async with asyncio.timeout(8):  # less than Kafka's patience with a transaction
+            async with asyncio.timeout(200):  # less than Kafka's patience with a transaction
                 assert await second.open([source]) == {source: 1}
             second.joined(heir)
             await second.commit(one(topic, "after"), {source: 2})

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from kafka import KafkaAdminClient, TopicPartition
 
 from infra.kafka import committed_offsets, read_all
@@ -50,7 +49,6 @@ DEATHS = {
 }
 
 
-@pytest.mark.timeout(900)  # twelve deaths, each with a session to run out: minutes on a busy machine
 def test_a_worker_may_die_at_every_step_of_the_commit_order(broker: Any, tmp_path: Path) -> None:
     stream = faults.make_stream(broker, tmp_path, "steps", SAVING)
     with ExitStack() as stack:

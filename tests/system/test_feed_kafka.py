@@ -172,6 +172,6 @@ except UserError as error:
 def test_without_a_broker_it_says_so() -> None:
     # In a process of its own: kafka-python leaves the sockets of connections that it did not get unclosed.
     done = subprocess.run(
-        [sys.executable, "-c", NO_BROKER], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", NO_BROKER], capture_output=True, text=True, timeout=240, check=True
     )
     assert "127.0.0.1:1 does not answer" in done.stdout

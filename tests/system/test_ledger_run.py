@@ -48,7 +48,7 @@ def test_a_learner_killed_at_random_instants_is_the_undisturbed_one(broker: Any,
         return found is not None and found.meta["arena"]["counts"][0] == ROWS
 
     def grown(before: int) -> bool:
-        return kept.ledger_path.stat().st_size != before
+        return kept.ledger_path.stat().st_size != before or learned()  # all of it, on a fast machine
 
     for _ in range(KILLS):
         with runs.running(data, *command) as run:

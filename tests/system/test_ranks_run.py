@@ -71,7 +71,7 @@ def test_ranks_go_on_from_the_ledger_however_many_they_are(broker: Any, tmp_path
         return found is not None and found.meta["arena"]["counts"][0] == ROWS
 
     def grown(before: int) -> bool:
-        return kept.ledger_path.stat().st_size != before
+        return kept.ledger_path.stat().st_size != before or learned()  # all of it, on a fast machine
 
     with runs.running_command(data, [*TORCHRUN, "-m", "streams.cli", *command]) as run:
         runs.until(kept.ledger_path.exists, "a ledger")

@@ -25,7 +25,7 @@ def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command, own = [sys.executable, "-P", "-c", program, *arguments], dict(os.environ)
     own.pop("PYTHONPATH", None)
     return subprocess.run(
-        command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240, check=False
     )
 
 

@@ -127,7 +127,7 @@ for time in range(first, 300, 2):
 assert "feast" not in sys.modules
 """
     writers = [subprocess.Popen([sys.executable, "-c", program, str(first)], cwd=ROOT) for first in (0, 1)]
-    assert [process.wait(timeout=120) for process in writers] == [0, 0]
+    assert [process.wait(timeout=240) for process in writers] == [0, 0]
     found = stock_read(tmp_path, "card", list(range(50)))
     assert found[:, 0].tolist() == [299.0 + key for key in range(50)]
 

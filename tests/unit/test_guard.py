@@ -15,7 +15,7 @@ import pytest
 from infra.guard import NOT_STARTED, Guarded
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30.0
+PATIENCE_S = 180.0
 FOREVER = ["sleep", "1000"]
 STUBBORN = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"]
 

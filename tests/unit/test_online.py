@@ -112,7 +112,7 @@ def test_features_that_cannot_be_registered_are_tried_again(tmp_path: Path) -> N
     width = len(TRIPS.views["zone"].columns)
 
     async def until(name: str) -> None:
-        for _ in range(3_000):
+        for _ in range(18_000):
             if name in metrics.snapshot():
                 return
             await asyncio.sleep(0.01)

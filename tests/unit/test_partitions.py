@@ -107,7 +107,7 @@ class Scene:
 
 
 def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(act(), 20))
+    asyncio.run(asyncio.wait_for(act(), 180))
 
 
 def test_one_pass_takes_what_waits_for_all_partitions_and_commits_it_together() -> None:

@@ -54,7 +54,7 @@ def status(roles: Supervisor, name: str = "role") -> RoleStatus:
 def await_end(roles: Supervisor, name: str = "role") -> RoleStatus:
     """Poll until the process that runs now was seen to have ended."""
     before = status(roles, name)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 180
     while status(roles, name)[:3] == before[:3]:
         assert time.monotonic() < deadline, f"{name} does not end"
         time.sleep(0.005)

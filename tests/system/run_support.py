@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 import psutil
+import pytest
 
 from featurestore.repository import FeatureWriter
 from infra.kafka import Record, committed_offsets, end_offsets, group_ready, read_all
 from infra.settings import Settings
+from streams import cli
 from streams.task import Task, load_task
 from streams.topics import Topics
 
@@ -41,17 +44,21 @@ def environment(data: Path, **more: str) -> dict[str, str]:
 
 
 def driftline(data: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command that ends by itself and return what it said."""
-    return subprocess.run(
-        [str(DRIFTLINE), *arguments],
-        env=environment(data, **more),
-        cwd=data.parent,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    """Run a command that ends by itself and return what it said.
+
+    It runs in this process, as by `main`: one of its own would import for seconds what is imported here.
+    """
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as here, redirect_stdout(out), redirect_stderr(err):
+        here.chdir(data.parent)
+        here.setattr(sys, "argv", ["driftline", *arguments])
+        for name in [name for name in os.environ if name.startswith("DRIFTLINE_")]:
+            here.delenv(name)
+        for name, value in environment(data, **more).items():
+            here.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def until(
@@ -133,7 +140,7 @@ class Run:
         self.process.wait()
         self._out.close()
         try:
-            until(lambda: not processes(self.data), "its processes to end", 30.0)
+            until(lambda: not processes(self.data), "its processes to end")
         except AssertionError:
             for pid in processes(self.data):
                 with _gone_is_fine():

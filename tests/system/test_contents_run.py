@@ -101,6 +101,7 @@ def test_contents_are_served_learned_and_refused(broker: Any, tmp_path: Path) ->
         found = checkpoint.load_newest(store, prefix).checkpoint
         return found is not None and found.meta["arena"]["counts"][0] == good
 
+    runs.register(data, task, **more)
     with runs.running(data, "up", "--task", str(path), **more) as run:
         run.wait_for("Ctrl-C stops")
         feed(sent, len(sent), task, kafka)

@@ -28,6 +28,7 @@ def up(broker: EmbeddedKafka, folder: Path) -> Iterator[tuple[faults.Stream, run
         stream.settings, data=data, blobs=f"file://{data}/blobs", secret=data / "secret.key"
     )
     command = ("up", "--task", str(stream.task.path), "--kafka", broker.address)
+    runs.register(data, stream.task)
     with runs.running(data, *command, DRIFTLINE_PARTITIONS=str(faults.PARTITIONS)) as run:
         run.wait_for("Ctrl-C stops")
         yield stream, run

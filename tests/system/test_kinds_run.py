@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.clickhouse import open_archive
-from streams.task import Task
+from streams.task import Task, load_task
 from streams.task_parse import parse_task
 from tests.kind_streams import PACES, START_MS, STEP_MS, Rides, pace, paces, rides
 from tests.system import run_support as runs
@@ -38,6 +38,7 @@ def written(folder: Path, task: Task, label: Callable[[float], object], broken: 
 def replayed(folder: Path, task: Path, file: Path) -> tuple[runs.Run, str]:
     """A run of its own that ended well, and its report."""
     data, out = folder / "data", folder / "out"
+    runs.register(data, load_task(str(task)))
     with runs.running(data, "replay", str(file), "--task", str(task), "--out", str(out)) as run:
         assert run.ended(2 * runs.PATIENCE_S) == 0, run.output
     summary = json.loads((out / "summary.json").read_text())

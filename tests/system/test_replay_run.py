@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.clickhouse import open_archive
+from streams.task import load_task
 from tests.system import run_support as runs
 
 LOANS = """
@@ -123,6 +124,7 @@ def check_run(run: runs.Run, task: str, events: int, out: Path, before: int = 0)
 
 def test_the_handbook_s_transactions(tmp_path: Path, data_dir: Path) -> None:
     file = head(data_dir / "transactions-2018-04_07.parquet", tmp_path / "head.parquet", 8_000)
+    runs.register(tmp_path / "data", load_task("transactions"))
     with runs.running(tmp_path / "data", "replay", str(file), "--task", "transactions") as run:
         check_run(run, "transactions", 8_000, tmp_path)
 
@@ -130,6 +132,7 @@ def test_the_handbook_s_transactions(tmp_path: Path, data_dir: Path) -> None:
 def test_the_open_bandit_clicks(tmp_path: Path, data_dir: Path) -> None:
     file = head(data_dir / "clicks-open-bandit-men.parquet", tmp_path / "head.parquet", 8_000)
     options = ("--task", "clicks", "--map", "user_id=user_feature_0")
+    runs.register(tmp_path / "data", load_task("clicks"))
     with runs.running(tmp_path / "data", "replay", str(file), *options) as run:
         check_run(run, "clicks", 8_000, tmp_path)
     # Every row has a label, and the ten minutes of its window pass in milliseconds: none may lose that race.

@@ -211,12 +211,15 @@ def read_features(found: Exchange) -> None:
     wanted = float(found.users["user-7"] - 1)  # before the last event
 
     def shown() -> Any:
-        said = runs.driftline(found.run.data, "features", "get", "user", "user-7", "--json")
-        assert said.returncode == 0, said.stderr
+        said = subprocess.run(
+            [str(runs.DRIFTLINE), "features", "get", "user", "user-7", "--json"],
+            env=runs.environment(found.run.data), cwd=found.run.data.parent, check=True, timeout=runs.PATIENCE_S,
+            capture_output=True,
+        )  # fmt: skip
         found.features = json.loads(said.stdout)
         return found.features["user_count_24h"] == wanted
 
-    runs.until(shown, f"{wanted:g} events of user-7 in Feast", 60.0)
+    runs.until(shown, f"{wanted:g} events of user-7 in Feast")
     store = feast.FeatureStore(repo_path=str(found.run.data / "feast"))
     secret = load_secret(found.run.data / "secret.key")
     key = Pseudonymiser(secret).one("user_id", "user-7")
@@ -377,7 +380,7 @@ def test_a_second_up_goes_on_where_the_first_stopped(exchange: Exchange) -> None
         assert len(read_all(run.kafka, "clicks.dead-letters")) == len(exchange.letters)
         run.process.kill()
         run.ended()
-        runs.until(lambda: not runs.processes(data), "no process of a killed `up`", 60.0)
+        runs.until(lambda: not runs.processes(data), "no process of a killed `up`")
 
 
 def first_key(exchange: Exchange, one: dict[str, Any]) -> bytes:

@@ -25,6 +25,7 @@ from infra.errors import UserError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the largest record that any topic of ours carries: a whole model
 CONNECT_TIMEOUT_S = 15.0
+_OPEN_S = 2.0  # a transaction that is open for so long has written something
 # A broker that restarts should be found again within a second; kafka-python's own back-off grows to 30 s.
 CLIENT: Mapping[str, Any] = {"reconnect_backoff_max_ms": 1000}
 
@@ -274,6 +275,32 @@ def read_all(
         finally:
             consumer.close()
     return [record for partition in sorted(found) for record in found[partition]]
+
+
+def records_left(address: str, topic: str, offsets: Mapping[int, int]) -> bool:
+    """Whether `topic` has a committed record at or above `offsets`, by partition (0 for one that is not named).
+
+    It looks at the records themselves: behind the last one, Kafka's end may count marks of transactions too. What an
+    open transaction has written counts as a record.
+    """
+    ends = end_offsets(address, topic)
+    behind = {p: offsets.get(p, 0) for p, end in ends.items() if offsets.get(p, 0) < end}
+    if not behind:
+        return False
+    consumer = make_consumer(address, read_committed=True)
+    deadline = time.monotonic() + _OPEN_S
+    with translated(address):
+        try:
+            places = [TopicPartition(topic, partition) for partition in behind]
+            consumer.assign(places)
+            for place, oldest in consumer.beginning_offsets(places).items():
+                consumer.seek(place, max(behind[place.partition], oldest))  # what was deleted will not come
+            while any(consumer.position(place) < ends[place.partition] for place in places):
+                if consumer.poll(timeout_ms=200) or time.monotonic() > deadline:
+                    return True
+            return False
+        finally:
+            consumer.close()
 
 
 def _partition_count(admin: Any, address: str, topic: str) -> int:

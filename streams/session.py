@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from infra.errors import UserError
-from infra.kafka import committed_offsets, end_offsets
+from infra.kafka import committed_offsets, end_offsets, records_left
 from streams.cluster import Cluster
 from streams.feed import Item, Progress, feed
 from streams.task import Task
@@ -147,20 +147,19 @@ def _all_read(cluster: Cluster) -> bool:
 
 
 def _all_learned(cluster: Cluster) -> bool:
-    """Whether join has taken every label and example, and the learner every row and example, but for marks.
+    """Whether join has taken every label and example, and the learner every row and example.
 
-    Marks end transactions; a reader that commits where its last record ended leaves those behind it.
+    Among the examples stand the newest marks, of labels that do not come and of transactions, which nobody waits for.
+    One record of rows may hold thousands: of those none may be left.
     """
     kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
     marks = 2 * cluster.settings.partitions
-    read = {
-        "join": {topics.labels: 0, topics.examples: marks},
-        "learn": {topics.labelled: marks, topics.examples: marks},
-    }
-    return all(
-        _left(kafka, topics.group(role), topic) <= left
-        for role, places in read.items()
-        for topic, left in places.items()
+    join, learn = topics.group("join"), topics.group("learn")
+    return (
+        _left(kafka, join, topics.labels) <= 0
+        and _left(kafka, join, topics.examples) <= marks
+        and _left(kafka, learn, topics.examples) <= marks
+        and not records_left(kafka, topics.labelled, committed_offsets(kafka, learn, topics.labelled))
     )
 
 

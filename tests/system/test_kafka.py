@@ -20,6 +20,7 @@ from infra.kafka import (
     make_producer,
     partitions,
     read_all,
+    records_left,
     start_offsets,
     translated,
     wait_ready,
@@ -163,6 +164,7 @@ def test_an_open_transaction_holds_the_committed_end_back(
     produce(address, topic, [b"after"])
     assert end_offsets(address, topic)[0] == 4
     assert end_offsets(address, topic, read_committed=True)[0] == 1
+    assert records_left(address, topic, {0: 1})
     assert values(address, topic) == [b"before"]
     assert values(address, topic, read_committed=False) == [b"before", b"open", b"open", b"after"]
     transactions.commit_transaction()
@@ -180,6 +182,13 @@ def test_aborted_records_are_not_read(address: str, topic: str, transactions: An
     assert values(address, topic) == [b"one", b"one", b"three", b"three"]
     assert len(values(address, topic, read_committed=False)) == 8
     assert end_offsets(address, topic)[0] == 8 + 4  # a marker ends each transaction
+    assert [records_left(address, topic, {0: n}) for n in (0, 7, 8, 9, 12)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_topic_of_nothing_but_aborted_records_is_empty(address: str, topic: str, transactions: Any) -> None:

@@ -11,6 +11,7 @@ stay Faust's; the per-record cost goes. Three things differ from the stock trans
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ FETCH_WAIT_MS = 50
 meanwhile waits for its end, also where the fetch waits for other partitions' records."""
 
 _BUSY_S = 0.005  # how soon to look again while some partitions are busy
+_SWITCH_S = 0.0005
+"""How long a thread of the worker may keep the interpreter while others wait: Python's 5 ms are as long as a pass, and
+the consumer, snapshots, Feast and a model that is prepared have threads of their own."""
+
 _STALE_S = 0.003
 """After so long without asking, what aiokafka has at hand is as old; what came meanwhile is worth so long a wait."""
 
@@ -217,6 +222,7 @@ def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> 
         settings: where Kafka listens and where Faust keeps its (empty) data folder.
         max_poll_records: most records in one fetch over all partitions.
     """
+    sys.setswitchinterval(_SWITCH_S)
     settings.data.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder, but none above it
     app = faust.App(
         name,

@@ -4,6 +4,7 @@ wins.
 Pure: batches and the clock go in; alerts, decisions and metric rows come out. No Kafka, no files.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.errors import UserError
 from learners.batch import Batch, ModelConfig, Schema
 from learners.budget import USUAL_ARENA, ArenaConfig, Budget
 from learners.buffer import BUFFER, Buffer
@@ -26,7 +28,7 @@ from learners.prequential import MetricRow, Prequential
 from learners.rejected import RejectedSteps
 from learners.rollback import BETS, USUAL, Guard, GuardConfig
 from learners.segments import Segments
-from learners.space import TuningConfig
+from learners.space import LATER, TuningConfig, changed
 from learners.trainer import Trainer
 from learners.trials import Trials
 from learners.trust import FULL_TRUST, TrustConfig
@@ -35,6 +37,7 @@ from learners.work import work_us
 
 __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
 
+log = logging.getLogger(__name__)
 Scores = NDArray[np.float32]
 Losses = NDArray[np.float64]
 Event = Alert | Decision | MetricRow
@@ -364,6 +367,23 @@ class Arena:
             "judged": self._judged.state(),
             "counts": [self.examples, self._decisions.made],
         }
+
+    def take_over(self, former: "Arena") -> None:
+        """Know all that `former` knows. Where its settings of the first champion and these differ in how a model learns
+        (`space.LATER`), the champion, whichever it is, goes on with these. Raises ValueError as `load` does.
+        """
+        self.load(*former.state())
+        was, wanted = former._settings[0], self._settings[0]
+        how = {name: getattr(wanted, name) for name in LATER if getattr(wanted, name) != getattr(was, name)}
+        if not how:
+            return
+        try:
+            config = changed(self.champion.config, how)
+        except UserError as error:
+            log.warning("%s learns as before: %s", self.champion.lineage, error)
+            return
+        self.champion = self.champion.relearning(config)
+        self.trials.entrants.configs[self.champion.lineage] = config
 
     def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
         """The inverse of `state`, for an arena made with the same settings.

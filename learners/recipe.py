@@ -59,7 +59,7 @@ class Recipe:
             trust=self.trust,
         )
         if former is not None:
-            arena.load(*former.state())
+            arena.take_over(former)
         return arena
 
     @property

@@ -36,6 +36,9 @@ HOW = (
 )
 """Settings that a copy of a model can change; with any other in the space, all members begin untrained."""
 
+LATER = (*HOW, "shards", "precision")
+"""Settings of `[model]` that a champion takes up which learns already."""
+
 
 @dataclass(frozen=True, slots=True)
 class TuningConfig:

@@ -29,6 +29,7 @@ from learners.spread import spread
 from learners.weights import Update
 
 EVERY_STATISTIC = ("mean", "var", "count", "seen", "label_mean", "label_var")  # that every family keeps
+_COUNTERS = ("examples", "steps", "dropped", "refresh", "chain", "unsent")
 STATE_TENSORS, STATE_RECORD = "trainer.safetensors", "trainer.json"
 
 
@@ -263,6 +264,16 @@ class Trainer:
         child.chain = weights.next_chain(f"{self.chain}>{lineage}", weights.dense(child.model))
         return child
 
+    def relearning(self, config: ModelConfig) -> "Trainer":
+        """The same lineage and version, which goes on learning with other settings (of `space.LATER`). The optimiser,
+        the schedule and the replay memory begin anew.
+        """
+        heir = self.clone(self.lineage, config)
+        for name in _COUNTERS:
+            setattr(heir, name, getattr(self, name))
+        heir.changed.copy_(self.changed)
+        return heir
+
     def state(self) -> dict[str, bytes]:
         """Everything, as two files (safetensors and JSON): `load` continues bit-equal to never having
         stopped.
@@ -282,9 +293,8 @@ class Trainer:
         return {STATE_TENSORS: tensors_to_bytes(tensors), STATE_RECORD: json.dumps(self._record()).encode()}
 
     def _record(self) -> dict[str, object]:
-        names = ("seed", "lineage", "examples", "steps", "dropped", "refresh", "chain", "unsent")
         settings = {"schema": self.schema.to_dict(), "config": self.config.to_dict()}
-        numbers = {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in ("seed", "lineage", *_COUNTERS)}
         return settings | numbers | {"schedule": self.lesson.record()}
 
     def load(self, state: dict[str, bytes]) -> None:
@@ -302,7 +312,7 @@ class Trainer:
         config = ModelConfig.from_dict(record["config"])
         loaded = Trainer(self.schema, config, record["seed"], record["lineage"], self._device)
         loaded._restore(tensors_from_bytes(state[STATE_TENSORS]))
-        for name in ("examples", "steps", "dropped", "refresh", "chain", "unsent"):
+        for name in _COUNTERS:
             setattr(loaded, name, record[name])
         loaded.lesson.load(record.get("schedule", {}))  # older states have none
         self.__dict__.update(loaded.__dict__)

@@ -1,5 +1,6 @@
 """One learner's arena, where it stands in the log, and what follows from a step."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,12 +18,15 @@ from learners.parallel import ranks
 from learners.recipe import Recipe
 from learners.registry import Lineage, Quarantine, Registry
 from learners.slot import trainer_of
+from learners.space import LATER
 from learners.trainer import Trainer
 from streams.announce import Announcer
 from streams.crew import Learn, Save, Use
 from streams.heads import Heads
 from streams.kept import positions_of
 from streams.publishing import Place, Publisher
+
+log = logging.getLogger(__name__)
 
 
 def standing(arena: Arena) -> dict[str, Trainer]:
@@ -121,7 +125,18 @@ class Training:
         why = "the task file changed, or the device"
         entry = Settings(self.step, recipe.hash, recipe.to_dict(), False, why, self.positions)
         self._ledger.append(entry, now_ms())
+        was, wanted = self.recipe.champion.to_dict(), recipe.champion.to_dict()
         self.use(recipe, fresh=False, positions=self.positions)
+        champion, differ = self.arena.champion, [name for name in wanted if wanted[name] != was[name]]
+        if taken := [name for name in differ if name in LATER]:
+            log.info("%s goes on with the new %s", champion.lineage, ", ".join(taken))
+        if kept := [name for name in differ if name not in LATER]:
+            log.warning(
+                "model %s changed, and %s keeps what it has: models that begin from now on are made with it\n"
+                "  fix: wait until one of them wins, or begin anew under another task.name",
+                ", ".join(kept),
+                champion.lineage,
+            )
 
     def use(self, recipe: Recipe, *, fresh: bool, positions: dict[int, Position]) -> None:
         """Do what a `Settings` of the ledger says."""

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infra.blobs import Blobs
@@ -235,6 +236,36 @@ def test_new_settings_take_over_what_was_learned(tmp_path: Path) -> None:
         (False, 0.02),
     ]
     check_history(lines(second))
+
+
+def test_the_champion_takes_up_how_it_is_to_learn_and_stays_what_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outlet = ListOutlet()
+    first = run_half(tmp_path, outlet, halves()[0]).training.arena.champion
+    other = replace(TASK, model=replace(TASK.model, learning_rate=0.0007, optimiser="sgd", hidden=(8,)))
+    with caplog.at_level("INFO"):
+        second = logs.learner(other, tmp_path, log(), outlet)
+        second.start()
+    now = second.training.arena.champion
+    assert (now.config.learning_rate, now.config.optimiser) == (0.0007, "sgd")
+    assert (now.config.hidden, now.version, now.chain) == (TASK.model.hidden, first.version, first.chain)
+    numbers, categories = (
+        np.zeros((1, len(TASK.numbers)), np.float32),
+        np.ones((1, TASK.schema.ids), np.int64),
+    )
+    np.testing.assert_array_equal(now.score(numbers, categories), first.score(numbers, categories))
+    assert "goes on with the new optimiser, learning_rate" in caplog.text
+    assert "model hidden changed, and L" in caplog.text
+    second.run()
+    check_follow(outlet)
+    check_history(lines(second))
+    last = second.training.arena.champion
+    third = logs.learner(other, tmp_path, log(), outlet)
+    third.start()
+    again = third.training.arena.champion
+    assert (again.config, again.version) == (last.config, last.version)
+    np.testing.assert_array_equal(again.score(numbers, categories), last.score(numbers, categories))
 
 
 def test_other_features_begin_anew(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featurestore.packed import PackedTables, table_name
 from featurestore.spec import Feature, View
+from infra.errors import UserError
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,15 +150,23 @@ class FeatureWriter:
 
     def read(self, entity: str, keys: NDArray[np.int64]) -> dict[str, list[float | None]]:
         """Each column of the entity's view for these keys, read as any Feast client does; None = unknown
-        key.
+        key. Raises UserError for a task that nobody has registered.
         """
+        from feast.errors import FeatureViewNotFoundException
+
         if self._store is None:
             self._store = self._open(self._home / "registry.db")
         view, columns = view_name(self._task, entity), self._views[entity].columns
-        found = self._store.get_online_features(
-            features=[f"{view}:{column}" for column in columns],
-            entity_rows={f"{entity}_key": keys.tolist()},
-        ).to_dict()
+        try:
+            found = self._store.get_online_features(
+                features=[f"{view}:{column}" for column in columns],
+                entity_rows={f"{entity}_key": keys.tolist()},
+            ).to_dict()
+        except FeatureViewNotFoundException as error:
+            raise UserError(
+                f"the features of {self._task} are not registered with Feast in {self._home}",
+                "start `driftline up`, or run `driftline features apply`",
+            ) from error
         return {column: found[column] for column in columns}
 
     def close(self) -> None:

@@ -98,6 +98,11 @@ def test_read_is_the_same_as_a_client(writer: FeatureWriter) -> None:
     assert found["card_amount_max_7d"] == [5.0, None]
 
 
+def test_what_is_not_registered_cannot_be_read(writer: FeatureWriter, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="features of another are not registered"):
+        FeatureWriter(tmp_path, "sqlite", "another", VIEWS).read("card", np.array([7]))
+
+
 def test_clients_write_through_feast_too(writer: FeatureWriter, tmp_path: Path) -> None:
     store = feast.FeatureStore(repo_path=str(tmp_path / "feast"))
     now = datetime(2026, 1, 1, tzinfo=UTC)

@@ -21,6 +21,7 @@ from learners.decisions import Decisions
 from learners.detectors import Detectors
 from learners.drift import Alert, DriftConfig
 from learners.entrants import FIRST
+from learners.freshness import Freshness
 from learners.judge import Judge
 from learners.measure import TRIAL, Measure, Seen, arms_of
 from learners.packing import pack, part, prefixed, unpack
@@ -80,8 +81,10 @@ class Arena:
         self.guard: Guard | None = None
         self._detectors = Detectors(schema, drift, served=served)
         self._measured, self._buffer = Measure(schema, window, segments), Buffer(BUFFER)
-        self._packed: dict[str, Detectors | Prequential | Buffer] = {
+        self._freshness = Freshness()
+        self._packed: dict[str, Detectors | Prequential | Buffer | Freshness] = {
             "detectors.npz": self._detectors, "prequential.npz": self._measured.windows, "buffer.npz": self._buffer,
+            "freshness.npz": self._freshness,
         }  # fmt: skip
         self._rejected, self._judged = RejectedSteps(drift.cooldown), Judge(schema.target, champion)
         self._decisions = Decisions(self._measured)
@@ -233,9 +236,10 @@ class Arena:
     def _detect(self, batch: Batch, score: Scores, loss: Losses, served: Losses) -> list[Alert]:
         """Alerts on inputs and the champion's scores, and on the loss of what users got.
 
-        That is the served score, or the champion's where none was served. Labels that come days late find
+        That is the served score, or the champion's where none was served in time. Labels that come days late find
         served scores as wrong as they were all that time; the champion's recover with the first of them.
         """
+        batch = self._freshness.fresh(batch, self.champion.version)
         watched = np.where(self._schema.target.known(batch.served), served, loss)
         return self._detectors.update(batch, score, watched, self.champion.version, episode=self._episode)
 

@@ -18,9 +18,7 @@ from learners.target import BINARY, Target
 
 _ALIKE = np.zeros(0, np.float32)  # stands for weights of 1
 _NONE = np.zeros(0, np.bool_)  # stands for no corrections
-_NOBODY = np.zeros(0, np.int64)  # stands for entities that nobody knows
-_NO_ARM = np.zeros(0, np.int32)  # stands for scores that were made without a canary beside
-_NO_LINEAGE = np.zeros(0, np.int32)  # stands for scores of nobody knows whom
+_UNKNOWN: NDArray[Any] = np.zeros(0, np.int64)  # stands for who it was, or who served it, where nobody knows
 
 # The families whose weights move along a gradient, and those that count, remember or split instead.
 SEQUENCE_FAMILIES = ("rnn", "gru", "lstm", "transformer")
@@ -169,6 +167,7 @@ class Batch:
     `entity` int64 [n]: the pseudonym of the event's key; 0, as everywhere if not given, where it is not known.
     `arm` int32 [n]: which arm of a canary served it (`learners.canary.arm_code`); 0 each if not given.
     `lineage` int32 [n]: which lineage served it (`lineage_number`); 0 where that is not known, and if not given.
+    `refresh` int32 [n]: which version of that lineage (`refresh_number`); 0 where it is not known, and if not given.
     """
 
     event_ids: list[str]
@@ -180,9 +179,10 @@ class Batch:
     label: NDArray[np.float32]
     weight: NDArray[np.float32] = field(default_factory=lambda: _ALIKE)
     corrects: NDArray[np.bool_] = field(default_factory=lambda: _NONE)
-    entity: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
-    arm: NDArray[np.int32] = field(default_factory=lambda: _NO_ARM)
-    lineage: NDArray[np.int32] = field(default_factory=lambda: _NO_LINEAGE)
+    entity: NDArray[np.int64] = field(default_factory=lambda: _UNKNOWN)
+    arm: NDArray[np.int32] = field(default_factory=lambda: _UNKNOWN)
+    lineage: NDArray[np.int32] = field(default_factory=lambda: _UNKNOWN)
+    refresh: NDArray[np.int32] = field(default_factory=lambda: _UNKNOWN)
 
     def __post_init__(self) -> None:
         n = len(self.event_ids)
@@ -190,12 +190,9 @@ class Batch:
             object.__setattr__(self, "weight", np.ones(n, np.float32))
         if self.corrects is _NONE:
             object.__setattr__(self, "corrects", np.zeros(n, np.bool_))
-        if self.entity is _NOBODY:
-            object.__setattr__(self, "entity", np.zeros(n, np.int64))
-        if self.arm is _NO_ARM:
-            object.__setattr__(self, "arm", np.zeros(n, np.int32))
-        if self.lineage is _NO_LINEAGE:
-            object.__setattr__(self, "lineage", np.zeros(n, np.int32))
+        for name in ("entity", "arm", "lineage", "refresh"):
+            if getattr(self, name) is _UNKNOWN:
+                object.__setattr__(self, name, np.zeros(n, np.int64 if name == "entity" else np.int32))
         columns = [getattr(self, name) for name in BATCH_ARRAYS]
         if any(len(column) != n for column in columns) or self.numbers.ndim != 2 or self.categories.ndim != 2:
             shapes = [column.shape for column in columns]
@@ -240,7 +237,7 @@ class Batch:
 
 BATCH_ARRAYS = (
     "event_ms", "known_ms", "numbers", "categories", "served", "label", "weight", "corrects", "entity", "arm",
-    "lineage",
+    "lineage", "refresh",
 )  # fmt: skip
 """The arrays of a `Batch`, all of length n, in the order of its fields."""
 
@@ -248,6 +245,11 @@ BATCH_ARRAYS = (
 def lineage_number(version: str) -> int:
     """The number of the lineage that a version is of: 2 of "L2.41", and of "L2"; 0 of "", which is of none."""
     return int(version[1:].partition(".")[0] or 0)
+
+
+def refresh_number(version: str) -> int:
+    """The number of the refresh in its lineage: 41 of "L2.41"; 0 of "L2" and of "", which say nothing of it."""
+    return int(version.partition(".")[2] or 0)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import Batch, lineage_number
+from learners.batch import Batch, lineage_number, refresh_number
 from learners.late import real_share
 from learners.slot import Slot, encode_full, encode_refresh
 from learners.trainer import Trainer
@@ -78,6 +78,11 @@ class Serving:
         return self._slot.score(rows.numbers, rows.categories)[0]
 
     @property
+    def refreshed(self) -> bool:
+        """Whether it holds a version of the trainer, and not what the trainer has learned by now."""
+        return self._slot is not None
+
+    @property
     def version(self) -> str:
         """Lineage and number of the refresh, such as "L1.41"."""
         if self._slot is None:
@@ -97,7 +102,10 @@ class Lane:
         self.policy: Policy = make_policy(name, task, settings.retraining)
         self.scores = task.schema.target.unknown(events)
         self.arm = np.zeros(events, np.int32)
-        self._lineage_of = np.zeros(events, np.int32)  # `lineage_number` by event
+        self._lineage_of = np.zeros(events, np.int32)  # `lineage_number` by event ...
+        self._refresh_of = np.zeros(
+            events, np.int32
+        )  # ... and `refresh_number`, where refreshes are made at all
         self.versions: dict[str, int] = {}  # names of versions, numbered in their order ...
         self.version_of = np.full(events if settings.keep_rows else 0, -1, np.int32)  # ... by event
         self.seconds = 0.0
@@ -129,6 +137,7 @@ class Lane:
             return
         self.scores[rows.offset] = serving.score(trainer, rows)
         self._lineage_of[rows.offset] = lineage_number(serving.version)
+        self._refresh_of[rows.offset] = refresh_number(serving.version) if serving.refreshed else 0
         if self._keep_rows:
             self.version_of[rows.offset] = self.versions.setdefault(serving.version, len(self.versions))
 
@@ -142,7 +151,8 @@ class Lane:
         at = labelled.rows.offset
         served, found = self.scores[at], self.marks(labelled.rows.ids, at)
         weight = real_share(labelled.label, served, labelled.late_share) * found.weight
-        batch = replace(batch, served=served, weight=weight, arm=self.arm[at], lineage=self._lineage_of[at])
+        batch = replace(batch, served=served, weight=weight, arm=self.arm[at])
+        batch = replace(batch, lineage=self._lineage_of[at], refresh=self._refresh_of[at])
         if found.hidden.any():
             batch = batch.take(~found.hidden)
         if len(batch):

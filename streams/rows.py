@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.batch import Batch, lineage_number
+from learners.batch import Batch, lineage_number, refresh_number
 from learners.late import real_share
 from streams.task import Task
 
@@ -219,7 +219,8 @@ class Labelled:
     def batch(self) -> Batch:
         """The learner's view of the same rows."""
         rows = self.rows
-        number = {version: lineage_number(version) for version in set(self.version)}
+        number = {name: (lineage_number(name), refresh_number(name)) for name in set(self.version)}
+        version = np.array([number[name] for name in self.version], np.int32).reshape(-1, 2)
         return Batch(
             rows.ids,
             rows.event_ms,
@@ -232,7 +233,8 @@ class Labelled:
             self.corrects,
             rows.keys[:, 0],
             rows.arm,
-            np.array([number[version] for version in self.version], np.int32),
+            version[:, 0],
+            version[:, 1],
         )
 
 

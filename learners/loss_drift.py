@@ -16,6 +16,7 @@ from learners.target import BINARY, Target
 
 LARGEST_LOSS = 6.0  # nats; a loss above counts as this much: no single example decides
 BLOCK = 32  # examples whose losses the detectors get as one value
+NEGLIGIBLE = 0.5  # nats: blocks that cost less than this, not even one mistake (ln 2), are alike
 MIN_BLOCKS = 2  # no change is placed nearer than this to an end of the history
 MOST_BLOCKS = 4_096  # the history: 131,072 examples
 KEPT_BLOCKS = 2_048  # what is left of it when it is full
@@ -29,7 +30,7 @@ Detector = RankDetector | RiverDetector
 def make_detector(name: str, config: DriftConfig) -> Detector:
     """The detector of one of `drift.DETECTORS`; KeyError for another name."""
     if name == "ranks":
-        return RankDetector(config.false_alarms_per / BLOCK)
+        return RankDetector(config.false_alarms_per / BLOCK, NEGLIGIBLE / LARGEST_LOSS)
     return RiverDetector(name, config.delta)
 
 
@@ -38,6 +39,10 @@ class LossDetector:
 
     The detectors get the losses in blocks of `BLOCK` examples, each clipped to [0, LARGEST_LOSS] and scaled to [0, 1].
     A rise of the mean of an example is one of the block's sum, and the history of what they saw is a 32nd.
+
+    For the detector on ranks, blocks that cost less than a single mistake are all alike (`NEGLIGIBLE`). Where one event
+    in a hundred is a positive, most blocks have none, and a loss of .0009 after a week of .0000 is no drift: it takes
+    positives that are missed.
 
     Detectors fire on improvement too. So when one fires, the change is placed where the difference of the means before
     and after is largest for its noise, its sign decides whether this is a rise, and all detectors go on with the

@@ -15,10 +15,14 @@ after a false fall, values that are low by luck. How far that may go is measured
 rise" 0.65 and 0.8 times as often as the budget allows, of bell-shaped and of skewed values; with `FALL` at 10 it did so
 1.1 times as often.
 
+Where few events cost anything, most blocks cost next to nothing, and ranks would see only how that little changes. So
+sums up to a floor are all alike: they share their ranks, and bets on shared ranks are as fair.
+
 Ranks do not care how heavy the tail of a loss is. The price: what is not exchangeable without being a drift, such as
 a time of day at which the loss is always higher, is a drift to this detector unless a block covers it.
 """
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -67,8 +71,8 @@ def bets(count: int) -> Floats:
 class Scale:
     """The detector on one scale: a rise against `limit`, the mean number of values between alarms, a fall sooner."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, floor: float) -> None:
+        self._limit, self._floor = limit, floor
         self._past: deque[float] = deque()  # in the order they came ...
         self._sorted: list[float] = []  # ... and sorted
         self._evidence = np.zeros((2, len(TILTS)))  # R of each tilt, for a rise and for a fall
@@ -80,7 +84,8 @@ class Scale:
 
         It began most likely where the bets from there on have won most (Page's CUSUM).
         """
-        low, high = bisect_left(self._sorted, value), bisect_right(self._sorted, value)
+        low = bisect_left(self._sorted, value) if value > self._floor else 0
+        high = bisect_right(self._sorted, max(value, self._floor))
         insort(self._sorted, value)
         self._past.append(value)
         count = len(self._sorted)
@@ -120,12 +125,13 @@ class Scale:
 class RankDetector:
     """Watches block sums on all scales. Without a change it says "a rise" once in `budget` blocks on average, or less.
 
-    Falls are found more readily, which costs nothing but some of the past.
+    Falls are found more readily, which costs nothing but some of the past. Sums up to `floor`, of however many blocks,
+    are all alike.
     """
 
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float, floor: float = -math.inf) -> None:
         # A scale alarms at most once in `limit` values of `width` blocks; the scales share the budget.
-        self._scales = [Scale(len(LADDER) * budget / width) for width in LADDER]
+        self._scales = [Scale(len(LADDER) * budget / width, floor) for width in LADDER]
         self._open: list[float] = []  # blocks that the largest scale has not yet summed up
 
     def update(self, block: Floats) -> Change | None:

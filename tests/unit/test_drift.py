@@ -99,6 +99,18 @@ def test_doubled_fraud_loss_is_noticed_within_2_000_examples_nearly_always() -> 
     assert np.median(errors) <= 2 * BLOCK
 
 
+def test_next_to_nothing_that_becomes_five_times_as_much_is_no_drift_and_missed_frauds_are() -> None:
+    random = np.random.default_rng(9)
+    missed = np.where(random.random(60_000) < 0.004, random.exponential(2, 60_000), 0.0)
+    calm = random.exponential(1e-4, 60_000)
+    calm[30_000:] *= 5
+    assert feed(LossDetector(CONFIG), calm + missed) == []
+    missed[30_000:] += np.where(random.random(30_000) < 0.012, random.exponential(2, 30_000), 0.0)
+    (alert,) = feed(LossDetector(CONFIG), calm + missed)
+    assert 30_000 < seen_at(alert) <= 34_000
+    assert abs(alert.since_ms // 1_000 - 30_000) < 1_000
+
+
 def test_what_an_alert_says() -> None:
     losses = click_losses(0, 12_000)
     losses[10_000:] *= 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learners.ranks import LADDER, MEMORY, Change, RankDetector, bets
+from learners.ranks import LADDER, MEMORY, Change, RankDetector, Scale, bets
 
 BUDGET = 2_000  # blocks
 
@@ -15,6 +15,10 @@ def values(kind: str, seed: int, count: int) -> np.ndarray:
             return random.normal(size=count)
         case "heavy":  # no mean
             return np.asarray(random.standard_cauchy(count))
+        case "rare":  # most are next to nothing, each something else
+            return random.exponential(0.1, count) + (random.random(count) < 0.1) * random.exponential(
+                5, count
+            )
         case _:  # ties nearly always
             return np.asarray((random.random(count) < 0.1).astype(float))
 
@@ -34,10 +38,10 @@ def test_a_bet_on_a_uniform_rank_is_fair(count: int) -> None:
     assert (np.diff(bets(count), axis=0) > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy", "ties"])
-def test_alarms_without_a_change_are_no_more_frequent_than_the_budget_says(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "floor"), [("normal", -9.0), ("heavy", -1.0), ("ties", 0.5), ("rare", 0.5)])
+def test_alarms_without_a_change_are_no_more_frequent_than_the_budget_says(kind: str, floor: float) -> None:
     """Also with what comes after an alarm or a fall: the detector goes on with what it takes for the new regime."""
-    detector, allowed = RankDetector(BUDGET), 50
+    detector, allowed = RankDetector(BUDGET, floor), 50
     blocks, start, alarms = values(kind, 0, allowed * BUDGET), 0, 0
     for end, block in enumerate(blocks[:, None], 1):
         change = detector.update(block)
@@ -75,6 +79,20 @@ def test_a_change_is_seen_soon_with_its_direction_and_beginning(shift: float, wi
     assert right >= 19
     assert 0 < delay <= within
     assert misplaced <= within / 4
+
+
+def test_what_happens_below_the_floor_is_not_seen_and_what_rises_out_of_it_is() -> None:
+    blocks = values("rare", 1, 4_000)
+    more, often = blocks.copy(), blocks.copy()
+    more[2_000:] = np.where(blocks[2_000:] < 1.0, np.minimum(blocks[2_000:] * 3, 1.0), blocks[2_000:])
+    often[2_000:] += 5.0 * (np.arange(2_000) % 3 == 0)
+    assert first_alarm(RankDetector(1e6), more) is not None
+    scale = Scale(1e6, 1.0)
+    assert all(scale.update(value) is None for value in more)
+    found = first_alarm(RankDetector(1e6, 1.0), often)
+    assert found is not None
+    assert found[1].rise
+    assert abs(found[0] - found[1].blocks - 2_000) <= 30
 
 
 def test_only_ranks_matter() -> None:

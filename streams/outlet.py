@@ -1,6 +1,7 @@
 """Where the learner's records go: what it says to people, and the updates of the model that serves."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -9,8 +10,10 @@ from kafka.structs import OffsetAndMetadata
 
 from infra.kafka import end_offsets, make_consumer, make_producer
 from streams.parts import ended, split
+from streams.topics import META
 
 Meta = dict[str, Any]
+_PARTS_AHEAD = 4  # of an update: sent before the first of them is known to be safe
 _SAID_S = 2.0  # how long the end waits for Kafka to hear how far the learner is
 Places = Mapping[str, Mapping[int, int]]  # topic, partition: offset of the next record
 
@@ -79,11 +82,13 @@ class KafkaOutlet:
 
     def publish(self, meta: Meta, payload: bytes) -> int:
         """See Outlet."""
-        offset = -1
-        for headers, value in split(meta, payload):  # each when the one before is safe
-            sent = self._producer.send(self._updates, value=value, headers=headers, partition=0)
-            offset = int(sent.get(timeout=30).offset)
-        return offset
+        waiting: deque[Any] = deque()
+        for headers, value in split(meta, payload):
+            ahead = 0 if META in dict(headers) else _PARTS_AHEAD  # the end when all else is safe
+            while len(waiting) > ahead:
+                waiting.popleft().get(timeout=30)
+            waiting.append(self._producer.send(self._updates, value=value, headers=headers, partition=0))
+        return int(waiting.pop().get(timeout=30).offset)
 
     def published(self, after: int) -> Iterator[tuple[int, Meta]]:
         """See Outlet."""

@@ -1,6 +1,6 @@
 """An update that is larger than one record travels as several, one after the other: its parts.
 
-The learner sends a part when the one before is safe, and the meta with the last one. So a log that has the end of an
+The meta comes with the last part, which the learner sends when all others are safe. So a log that has the end of an
 update has had all of it, and whoever only wants the metas looks at the ends. What a learner left that died in between
 never ends; sent again, the update begins anew with its first part.
 

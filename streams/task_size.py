@@ -10,7 +10,7 @@ LARGEST_MODEL = 4 << 30
 """Bytes of a whole model at most. What a machine has may be less: see `memory`."""
 
 # Whole models that are in memory together, at most. Measured with Adam, whose memory is two more tables.
-_SERVING = 5  # the live one, a canary, one that is prepared and what it came in, and the checks
+_SERVING = 4  # the live one, a canary, one that is prepared and what it came in
 _LEARNING, _BESIDE = (
     12,
     6,

@@ -2,8 +2,8 @@
 
     python fault_learner.py PART learn --task ... --kafka ...
 
-The real command. It ends itself by SIGKILL when part PART of an update is safe and the next one is not sent. Nothing in
-the product knows of this: a function is wrapped here before.
+The real command. It ends itself by SIGKILL when it asks for what comes after part PART of an update; what it has sent
+before may be with Kafka or not. Nothing in the product knows of this: a function is wrapped here before.
 """
 
 import os
@@ -21,7 +21,7 @@ plain = module.split
 def dying(meta: Any, payload: bytes) -> Iterator[Any]:
     """The records of an update, until the part."""
     for number, record in enumerate(plain(meta, payload), 1):
-        yield record  # the learner comes back for the next one when this one is safe
+        yield record
         if number == last:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -54,7 +54,7 @@ def test_a_large_model_is_served_whoever_is_killed_in_between(broker: Any, tmp_p
     env = {"DRIFTLINE_PARTITIONS": "1", "DRIFTLINE_BLOBS": settings.blobs}
     rows = logs.labelled(task, ROWS, turn=1.0)
     rows.rows.categories[:] = np.random.default_rng(7).integers(1, 2**62, rows.rows.categories.shape)
-    faulty = (sys.executable, str(Path(__file__).with_name("fault_learner.py")), "3", *command)
+    faulty = (sys.executable, str(Path(__file__).with_name("fault_learner.py")), "10", *command)
     with ExitStack() as stack:
         producer = stack.enter_context(make_producer(kafka))
 

@@ -56,7 +56,7 @@ def test_a_model_that_is_too_large_is_refused_with_what_it_would_need_and_what_w
         task("[model]\nrows = 67108864\nembedding = 16\n")
     line = len((TRIPS + "[model]").splitlines()) + 1
     assert str(caught.value) == (
-        f"trips.toml:{line}: model: a whole model can take 4.8 GiB, more than 4 GiB: a serve worker would need 24 GiB "
+        f"trips.toml:{line}: model: a whole model can take 4.8 GiB, more than 4 GiB: a serve worker would need 19 GiB "
         "for it, the learner 86\n  fix: lower rows (now 67108864) to 33554432 or less, or embedding (now 16)"
     )
     assert task("[model]\nrows = 33554432\nembedding = 16\n").model.rows == 33554432
@@ -71,11 +71,11 @@ def test_a_model_that_is_too_large_is_refused_with_what_it_would_need_and_what_w
 def test_what_models_take_of_workers_and_learner_grows_with_who_learns() -> None:
     schema, config = schema_of(9, 4), ModelConfig(family="dcn", rows=1 << 20)
     one, whole = memory(schema, config, (), 0), whole_model_bytes(config, schema)
-    assert (one["model"], one["serve"]) == (whole, 5 * whole)
+    assert (one["model"], one["serve"]) == (whole, 4 * whole)
     assert one["learn"] > 12 * whole
     wider = replace(config, embedding=2 * config.embedding)
     two = memory(schema, config, (config, wider), 8)
-    assert two["serve"] == 5 * whole_model_bytes(wider, schema)
+    assert two["serve"] == 4 * whole_model_bytes(wider, schema)
     assert two["learn"] == one["learn"] + 6 * (9 * whole + whole_model_bytes(wider, schema))
 
 

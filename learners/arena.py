@@ -4,7 +4,6 @@ wins.
 Pure: batches and the clock go in; alerts, decisions and metric rows come out. No Kafka, no files.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.errors import UserError
 from learners.batch import Batch, ModelConfig, Schema
 from learners.budget import USUAL_ARENA, ArenaConfig, Budget
 from learners.buffer import BUFFER, Buffer
@@ -29,7 +27,7 @@ from learners.prequential import MetricRow, Prequential
 from learners.rejected import RejectedSteps
 from learners.rollback import BETS, USUAL, Guard, GuardConfig
 from learners.segments import Segments
-from learners.space import LATER, TuningConfig, changed
+from learners.space import TuningConfig
 from learners.trainer import Trainer
 from learners.trials import Trials
 from learners.trust import FULL_TRUST, TrustConfig
@@ -38,7 +36,6 @@ from learners.work import work_us
 
 __all__ = ["Alert", "Arena", "Challenger", "Decision", "Event", "MetricRow"]
 
-log = logging.getLogger(__name__)
 Scores = NDArray[np.float32]
 Losses = NDArray[np.float64]
 Event = Alert | Decision | MetricRow
@@ -71,7 +68,7 @@ class Arena:
         served: bool = False,
         trust: TrustConfig = FULL_TRUST,
     ) -> None:
-        self._schema, self._settings, self._drift = schema, (champion, challenger), drift
+        self._schema, self.settings, self._drift = schema, (champion, challenger), drift
         self._seed, self._device = seed, device
         self._freeze_at_ms, self._metrics_every = freeze_at_ms, metrics_every
         self.champion = Trainer(schema, champion, seed, FIRST, device)
@@ -138,7 +135,7 @@ class Arena:
         usable = self._schema.target.usable(batch.label)
         if not usable.all():
             batch = batch.take(usable)
-        size = self._settings[0].batch_size
+        size = self.settings[0].batch_size
         events: list[Event] = []
         for start in range(0, len(batch), size):
             rows = batch.slice(start, min(start + size, len(batch)))
@@ -372,23 +369,6 @@ class Arena:
             "counts": [self.examples, self._decisions.made],
         }
 
-    def take_over(self, former: "Arena") -> None:
-        """Know all that `former` knows. Where its settings of the first champion and these differ in how a model learns
-        (`space.LATER`), the champion, whichever it is, goes on with these. Raises ValueError as `load` does.
-        """
-        self.load(*former.state())
-        was, wanted = former._settings[0], self._settings[0]
-        how = {name: getattr(wanted, name) for name in LATER if getattr(wanted, name) != getattr(was, name)}
-        if not how:
-            return
-        try:
-            config = changed(self.champion.config, how)
-        except UserError as error:
-            log.warning("%s learns as before: %s", self.champion.lineage, error)
-            return
-        self.champion = self.champion.relearning(config)
-        self.trials.entrants.configs[self.champion.lineage] = config
-
     def load(self, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
         """The inverse of `state`, for an arena made with the same settings.
 
@@ -397,7 +377,7 @@ class Arena:
 
         @cache  # an arm may be in two places
         def arm(key: str) -> Trainer:
-            trainer = Trainer(self._schema, self._settings[0], self._seed, key, self._device)
+            trainer = Trainer(self._schema, self.settings[0], self._seed, key, self._device)
             trainer.load(part(f"arms/{key}", files))
             return trainer
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,9 +15,11 @@ from learners.batch import ModelConfig, Schema
 from learners.budget import USUAL_ARENA, ArenaConfig
 from learners.drift import DriftConfig
 from learners.rollback import USUAL, GuardConfig
-from learners.space import TuningConfig
+from learners.space import LATER, TuningConfig, changed
 from learners.trainer import pick_device
 from learners.trust import FULL_TRUST, TrustConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Recipe:
             trust=self.trust,
         )
         if former is not None:
-            arena.take_over(former)
+            arena.load(*former.state())
+            _relearn(arena, former)
         return arena
 
     @property
@@ -106,3 +110,20 @@ class Recipe:
             )
         except (KeyError, TypeError, UserError, msgspec.ValidationError) as error:
             raise ValueError(f"the settings are of another version of Driftline ({error!r})") from error
+
+
+def _relearn(arena: Arena, former: Arena) -> None:
+    """Where the settings of the first champion differ from those before in how a model learns (`space.LATER`), the
+    champion that is there, whichever it is, goes on with the new ones.
+    """
+    was, wanted, champion = former.settings[0], arena.settings[0], arena.champion
+    how = {name: getattr(wanted, name) for name in LATER if getattr(wanted, name) != getattr(was, name)}
+    if not how:
+        return
+    try:
+        config = changed(champion.config, how)
+    except UserError as error:
+        log.warning("%s learns as before: %s", champion.lineage, error)
+        return
+    arena.champion = champion.relearning(config)
+    arena.trials.entrants.configs[champion.lineage] = config

@@ -55,7 +55,7 @@ NAMES: Mapping[str, Known] = {
     "duplicates_total": Known(SERVE, "events dropped because their id was seen already"),
     "late_total": Known(SERVE, "events older than the watermark"),
     "transactions_total": Known(SERVE, "Kafka transactions committed"),
-    "batch_events": Known(SERVE, "events in the latest batch of one partition"),
+    "batch_events": Known(SERVE, "events in the latest batch of one step"),
     "online_rows_total": Known(SERVE, "feature rows written to Feast's online store"),
     "online_failed_total": Known(SERVE, "failed writes to Feast's online store"),
     "online_staleness_ms": Known(

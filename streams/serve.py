@@ -125,8 +125,7 @@ class ServeStep:
 
     def folded(self, records: Sequence[Any]) -> None:
         """The pass has folded them."""
-        if records:
-            self._offsets[self._main] = records[-1].offset + 1
+        self._offsets[self._main] = records[-1].offset + 1
 
     def snapshot(self, outputs: Outputs) -> None:
         """Store the state as it is after the pass, if it is time to."""
@@ -170,7 +169,10 @@ class ServePass:
         """Fold and write everything that was added since the last time."""
         logs, self._logs = self._logs, defaultdict(list)
         for index, found in logs.items():
-            self._fold(index, found, outputs)
+            if fresh := [(step, records) for step, records in found if records]:
+                self._fold(index, fresh, outputs)
+            for step, _ in found:
+                step.snapshot(outputs)
             await asyncio.sleep(0)
 
     def _fold(self, index: int, found: Sequence[tuple[ServeStep, Sequence[Any]]], outputs: Outputs) -> None:
@@ -190,7 +192,6 @@ class ServePass:
         outputs.after.append(partial(self._done, index, folded))
         for step, records in found:
             step.folded(records)
-            step.snapshot(outputs)
 
     def _done(self, index: int, folded: Folded) -> None:
         """It is committed."""
@@ -201,10 +202,10 @@ class ServePass:
     def _count(self, index: int, folded: Folded) -> None:
         metrics = self._context.metrics
         metrics.note("batch_events", len(folded.rows))
+        count_dead_letters(metrics, folded.broken)
         if index == 0:
             metrics.count("events_total", len(folded.rows) + folded.duplicates + len(folded.broken))
             metrics.count("duplicates_total", folded.duplicates)
-            count_dead_letters(metrics, folded.broken)
             metrics.count("late_total", int(folded.rows.late.sum()))
         if index == self._last:
             metrics.count("predictions_total", len(folded.rows))

@@ -131,10 +131,6 @@ def test_the_settings_of_a_net_are_read() -> None:
             ['family = "knn"', "window = 0"], 2, "model.window must be from 1 to 32768, not 0",
             "for example window = 2000",
         ),
-        (
-            ['family = "knn"', "window = 32768", "rows = 1048576"], 3,
-            "model: a whole model can take", "lower rows (now 1048576) to ",
-        ),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_its_line(lines: list[str], at: int, said: str, fix: str) -> None:
@@ -180,7 +176,12 @@ def test_a_family_with_nothing_to_read_says_what_to_add(family: str) -> None:
     assert caught.value.fix.startswith("add ")
 
 
-def test_neighbours_that_take_too_much_say_so() -> None:
+def test_neighbours_that_take_too_much_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("task_size", "task_parse"):
+        monkeypatch.setattr(f"streams.{module}.LARGEST_MODEL", 15 << 20)
+    with pytest.raises(UserError, match=f":{LINE + 3}: model: a whole model can take") as caught:
+        task('[model]\nfamily = "knn"\nwindow = 32768\nrows = 1048576\n')
+    assert caught.value.fix.startswith("lower rows (now 1048576) to ")
     fields = "".join(f'n{i} = {{ type = "number" }}\n' for i in range(130))
     text = TRIPS.replace("[entities]", fields + "[entities]") + '[model]\nfamily = "knn"\nwindow = 32768\n'
     with pytest.raises(UserError, match="lower window, or give the model fewer columns") as caught:

@@ -62,7 +62,6 @@ def test_both_are_read_and_have_defaults() -> None:
         (SPACE + 'family = ["mlp", "gru"]\n', 2, "tuning.space: the family gru has nothing to read", "add last = 8"),
         (SPACE + 'family = ["mlp", "two_tower"]\n', 1, "tuning.space: two_tower needs its columns", "try it as"),
         (SPACE + "batch_size = [64, 512]\n", 1, "tuning.space: batch_size is above model.batch_size 256", "write at"),
-        (SPACE + "hidden = [[64], [8192, 8192]]\n", 1, "tuning.space: a whole model would be too large", "write"),
         (SPACE + 'loss = ["bce", "hinge"]\n', 1, "tuning.space: model loss 'hinge' does not go with", "hinge is"),
         (
             SPACE + 'optimiser = ["adam", "ftrl"]\nschedule = ["constant", "step"]\n', 1,
@@ -87,6 +86,13 @@ def test_what_makes_no_sense_is_refused_with_its_line(text: str, at: int, said: 
         task(text)
     assert caught.value.message.startswith(f"trips.toml:{LINE + at}: {said}"), caught.value.message
     assert caught.value.fix.startswith(fix), caught.value.fix
+
+
+def test_a_space_whose_models_could_be_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.task_tuning.LARGEST_MODEL", 15 << 20)
+    with pytest.raises(UserError, match=r"tuning\.space: a whole model would be too large") as caught:
+        task(SPACE + "hidden = [[64], [4096, 4096]]\n")
+    assert caught.value.fix.startswith("write")
 
 
 def test_a_space_of_single_values_needs_a_table() -> None:

@@ -172,7 +172,7 @@ def _labels(bench: Bench, task: Task) -> Iterator[None]:
 def _on_the_topic(outlet: Outlet, task: Task) -> Iterator[tuple[str, str]]:
     """Poisons that somebody puts on the topic: lineage and the check that must stop it."""
     other = Schema(task.schema.numbers, task.schema.categories, "of another task", task.schema.blocks)
-    wide = replace(task.model, family="mlp", hidden=(1536, 1536))
+    wide = replace(task.model, family="mlp", hidden=(3072, 3072))
     for lineage, schema, config, step in (
         ("L901", task.schema, task.model, "bytes"),
         ("L902", other, task.model, "schema"),

@@ -70,14 +70,17 @@ def _one(bench: "Bench", task: "Task", users: int, sender: threading.Thread, num
     from streams.topics import Topics
 
     predictions = Topics.of(task).predictions
-    with bench.serve(task, f"{number}-first") as first:
+    # A name makes it a static member of its group, as under `driftline up`: nobody waits for its session to end.
+    command = ["env", "DRIFTLINE_WORKER=serve-0", sys.executable, "-m", "streams.cli", "serve"]
+    command += ["--task", str(task.path)]
+    with bench.worker(f"{number}-first", command) as first:
         bench.until(lambda: bench.count(predictions) >= users, first, "predict what was there")
         if not sender.is_alive():
             sender.start()
         time.sleep(2.5 * SNAPSHOT_S)  # one more snapshot than needed
         killed_ms = time.time() * 1000.0
         first.process.kill()
-    with bench.serve(task, f"{number}-second") as second:
+    with bench.worker(f"{number}-second", command) as second:
 
         def new() -> list[int]:
             return [r.timestamp for r in read_all(bench.kafka, predictions) if r.timestamp > killed_ms]

@@ -106,21 +106,22 @@ class Bench:
         feed((i for i in simulation.items() if i.kind == "event"), events, task, self.kafka)
 
     @contextmanager
-    def worker(self, name: str, command: Sequence[str]) -> Iterator[Worker]:
-        """A process that lives as long as the body; it cannot outlive this one."""
+    def worker(self, name: str, command: Sequence[str], **settings: str) -> Iterator[Worker]:
+        """A process that lives as long as the body, with more `settings`; it cannot outlive this one."""
         log = self.home / f"{name}.log"
         with log.open("wb") as out:
-            process = Guarded(command, environment(self.settings.to_env()), out, cwd=self.home)
+            process = Guarded(command, environment(self.settings.to_env() | settings), out, cwd=self.home)
         try:
             yield Worker(process, log)
         finally:
             process.stop()
 
     @contextmanager
-    def serve(self, task: Task, name: str = "") -> Iterator[Worker]:
+    def serve(self, task: Task, name: str = "", **settings: str) -> Iterator[Worker]:
         """The real `driftline serve` of a task; `name` tells several of them apart."""
         command = [sys.executable, "-m", "streams.cli", "serve", "--task", str(task.path)]
-        with self.worker("-".join(filter(None, ["serve", task.name, name])), command) as worker:
+        title = "-".join(filter(None, ["serve", task.name, name]))
+        with self.worker(title, command, **settings) as worker:
             yield worker
 
     def register(self, tasks: Sequence[Task]) -> None:

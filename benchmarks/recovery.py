@@ -71,16 +71,15 @@ def _one(bench: "Bench", task: "Task", users: int, sender: threading.Thread, num
 
     predictions = Topics.of(task).predictions
     # A name makes it a static member of its group, as under `driftline up`: nobody waits for its session to end.
-    command = ["env", "DRIFTLINE_WORKER=serve-0", sys.executable, "-m", "streams.cli", "serve"]
-    command += ["--task", str(task.path)]
-    with bench.worker(f"{number}-first", command) as first:
+    named = {"DRIFTLINE_WORKER": "serve-0"}
+    with bench.serve(task, f"{number}-first", **named) as first:
         bench.until(lambda: bench.count(predictions) >= users, first, "predict what was there")
         if not sender.is_alive():
             sender.start()
         time.sleep(2.5 * SNAPSHOT_S)  # one more snapshot than needed
         killed_ms = time.time() * 1000.0
         first.process.kill()
-    with bench.worker(f"{number}-second", command) as second:
+    with bench.serve(task, f"{number}-second", **named) as second:
 
         def new() -> list[int]:
             return [r.timestamp for r in read_all(bench.kafka, predictions) if r.timestamp > killed_ms]

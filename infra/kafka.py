@@ -4,6 +4,7 @@ kafka-python's exceptions stay in here: the functions raise UserError, and whoev
 producer made here wraps its calls in `translated(address)`.
 """
 
+import math
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from kafka.errors import (
 
 from infra.errors import UserError
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the largest record that any topic of ours carries: a whole model
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the largest record that any topic of ours carries: a dead letter
 CONNECT_TIMEOUT_S = 15.0
 _OPEN_S = 2.0  # a transaction that is open for so long has written something
 # A broker that restarts should be found again within a second; kafka-python's own back-off grows to 30 s.
@@ -248,6 +249,20 @@ def make_producer(address: str, **config: Any) -> KafkaProducer:
         return KafkaProducer(bootstrap_servers=_servers(address), **{**CLIENT, **settings, **config})
 
 
+def polls(
+    consumer: Any, ends: Mapping[Any, int], until_s: float = math.inf
+) -> Iterator[dict[Any, list[Record]]]:
+    """What each poll finds, perhaps nothing, until the consumer is past these ends of its partitions.
+
+    Raises TimeoutError when it is not by `until_s` of the monotonic clock.
+    """
+    # The position, unlike the last record, also moves over transaction markers and aborted records.
+    while any(consumer.position(place) < end for place, end in ends.items()):
+        if time.monotonic() > until_s:
+            raise TimeoutError
+        yield consumer.poll(timeout_ms=200)
+
+
 def read_all(
     address: str, topic: str, *, read_committed: bool = True, timeout_s: float = 60.0
 ) -> list[Record]:
@@ -261,17 +276,15 @@ def read_all(
     deadline = time.monotonic() + timeout_s
     with translated(address):
         try:
-            places = [TopicPartition(topic, partition) for partition in ends]
-            consumer.assign(places)
+            places = {TopicPartition(topic, partition): end for partition, end in ends.items()}
+            consumer.assign(list(places))
             consumer.seek_to_beginning(*places)
-            # The position, unlike the last record, also moves over transaction markers and aborted records.
-            while any(consumer.position(place) < ends[place.partition] for place in places):
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"Kafka at {address} did not hand out {topic} in {timeout_s:g} s", "try again"
-                    )
-                for place, records in consumer.poll(timeout_ms=200).items():
-                    found[place.partition].extend(r for r in records if r.offset < ends[place.partition])
+            for polled in polls(consumer, places, deadline):
+                for place, records in polled.items():
+                    found[place.partition].extend(r for r in records if r.offset < places[place])
+        except TimeoutError:
+            said = f"Kafka at {address} did not hand out {topic} in {timeout_s:g} s"
+            raise UserError(said, "try again") from None
         finally:
             consumer.close()
     return [record for partition in sorted(found) for record in found[partition]]
@@ -291,14 +304,11 @@ def records_left(address: str, topic: str, offsets: Mapping[int, int]) -> bool:
     deadline = time.monotonic() + _OPEN_S
     with translated(address):
         try:
-            places = [TopicPartition(topic, partition) for partition in behind]
-            consumer.assign(places)
-            for place, oldest in consumer.beginning_offsets(places).items():
+            places = {TopicPartition(topic, partition): ends[partition] for partition in behind}
+            consumer.assign(list(places))
+            for place, oldest in consumer.beginning_offsets(list(places)).items():
                 consumer.seek(place, max(behind[place.partition], oldest))  # what was deleted will not come
-            while any(consumer.position(place) < ends[place.partition] for place in places):
-                if consumer.poll(timeout_ms=200) or time.monotonic() > deadline:
-                    return True
-            return False
+            return any(found or time.monotonic() > deadline for found in polls(consumer, places))
         finally:
             consumer.close()
 

@@ -34,9 +34,8 @@ class Freshness:
     def __init__(self) -> None:
         self._lineage = 0
         self._known_ms = LONG_AGO  # labels that were known until then are learned
-        self._made: list[
-            tuple[int, int]
-        ] = []  # versions: number of the refresh, and `_known_ms` when it was made
+        # Versions: the number of the refresh, and `_known_ms` when it was made.
+        self._made: list[tuple[int, int]] = []
 
     def fresh(self, batch: Batch, version: str) -> Batch:
         """The next batch, without those served scores that the champion's own are to stand for: they are NaN.

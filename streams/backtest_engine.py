@@ -102,10 +102,8 @@ class Lane:
         self.policy: Policy = make_policy(name, task, settings.retraining)
         self.scores = task.schema.target.unknown(events)
         self.arm = np.zeros(events, np.int32)
-        self._lineage_of = np.zeros(events, np.int32)  # `lineage_number` by event ...
-        self._refresh_of = np.zeros(
-            events, np.int32
-        )  # ... and `refresh_number`, where refreshes are made at all
+        # By event: `lineage_number` and, where refreshes are made at all, `refresh_number`.
+        self._lineage_of, self._refresh_of = np.zeros(events, np.int32), np.zeros(events, np.int32)
         self.versions: dict[str, int] = {}  # names of versions, numbered in their order ...
         self.version_of = np.full(events if settings.keep_rows else 0, -1, np.int32)  # ... by event
         self.seconds = 0.0
@@ -151,8 +149,10 @@ class Lane:
         at = labelled.rows.offset
         served, found = self.scores[at], self.marks(labelled.rows.ids, at)
         weight = real_share(labelled.label, served, labelled.late_share) * found.weight
-        batch = replace(batch, served=served, weight=weight, arm=self.arm[at])
-        batch = replace(batch, lineage=self._lineage_of[at], refresh=self._refresh_of[at])
+        lineage, refresh = self._lineage_of[at], self._refresh_of[at]
+        batch = replace(
+            batch, served=served, weight=weight, arm=self.arm[at], lineage=lineage, refresh=refresh
+        )
         if found.hidden.any():
             batch = batch.take(~found.hidden)
         if len(batch):

@@ -13,7 +13,7 @@ from kafka import TopicPartition
 
 from infra.clickhouse import Archive, literal, open_archive
 from infra.errors import UserError
-from infra.kafka import Record, end_offsets, make_consumer, translated
+from infra.kafka import Record, end_offsets, make_consumer, polls, translated
 from infra.settings import Settings
 from streams.predictions import score_of
 from streams.task import Task
@@ -154,13 +154,12 @@ def _records(kafka: str, topic: str, partition: int | None, since_ms: int) -> It
             consumer.assign(list(places.values()))
             consumer.seek_to_beginning(*places.values())
             if since_ms:
-                for place, found in consumer.offsets_for_times(
-                    dict.fromkeys(places.values(), since_ms)
-                ).items():
-                    if found is not None:
-                        consumer.seek(place, found.offset)
-            while any(consumer.position(place) < ends[p] for p, place in places.items()):
-                for records in consumer.poll(timeout_ms=200).values():
+                first = consumer.offsets_for_times(dict.fromkeys(places.values(), since_ms))
+                for place, at in first.items():
+                    if at is not None:
+                        consumer.seek(place, at.offset)
+            for found in polls(consumer, {place: ends[p] for p, place in places.items()}):
+                for records in found.values():
                     yield from records
         finally:
             consumer.close()

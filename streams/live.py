@@ -150,9 +150,8 @@ class LiveModel:
         meta: Meta = {}
         try:
             if (update := self._parts.add(record)) is None:
-                await asyncio.sleep(
-                    0
-                )  # records that are here already come one after the other, without a pause
+                # Records that are here already come one after the other, without a pause.
+                await asyncio.sleep(0)
                 return None
             meta, payload = update
             check_meta(meta)

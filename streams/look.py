@@ -207,7 +207,7 @@ def newest(kafka: str, topic: str, last: int, *, follow: bool) -> Iterator[bytes
     """The newest `last` committed values of a topic by Kafka's time; then, to follow, every new one."""
     from kafka import TopicPartition
 
-    from infra.kafka import end_offsets, make_consumer, translated
+    from infra.kafka import end_offsets, make_consumer, polls, translated
 
     with translated(kafka):
         ends = end_offsets(kafka, topic)
@@ -220,8 +220,8 @@ def newest(kafka: str, topic: str, last: int, *, follow: bool) -> Iterator[bytes
                 # Transaction markers take offsets too: some more than asked for are read.
                 consumer.seek(place, max(oldest[place], ends[p] - 2 * last - 2))
             found: list[Any] = []
-            while any(consumer.position(place) < ends[p] for p, place in places.items()):
-                for records in consumer.poll(timeout_ms=200).values():
+            for polled in polls(consumer, {place: ends[p] for p, place in places.items()}):
+                for records in polled.values():
                     found += records
             found.sort(key=lambda record: (record.timestamp, record.partition, record.offset))
             yield from (record.value for record in found[max(0, len(found) - last) :])

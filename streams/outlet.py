@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from infra.kafka import end_offsets, make_consumer, make_producer
+from infra.kafka import end_offsets, make_consumer, make_producer, polls
 from streams.parts import ended, split
 from streams.topics import META
 
@@ -123,8 +123,8 @@ def published(kafka: str, updates: str, after: int) -> Iterator[tuple[int, Meta]
         reader.assign([place])
         oldest = reader.beginning_offsets([place])[place]
         reader.seek(place, max(oldest, after + 1))
-        while reader.position(place) < end:
-            for records in reader.poll(timeout_ms=200).values():
+        for found in polls(reader, {place: end}):
+            for records in found.values():
                 for record in records:
                     if (update := ended(record)) is not None:
                         yield record.offset, update[0]

@@ -22,7 +22,7 @@ from streams.privacy import Pseudonymiser
 from streams.reporting import report, worker_name
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import AtLeastOnce, Committer, ExactlyOnce, Outputs
+from streams.transaction import AtLeastOnce, Committer, ExactlyOnce
 from streams.transport import BatchConsumer, Fetch, make_app
 
 log = logging.getLogger(__name__)
@@ -68,16 +68,12 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     def make(stage: str, partition: int) -> Step:
         return ServeStep(context, at_hand, stages.index(stage), partition)
 
-    async def finish(outputs: Outputs) -> None:
-        await at_hand.finish(outputs)
-        outputs.after.append(lambda: metrics.count("transactions_total"))
-
     serving = task.serving
     partitions = Partitions(
         make,
         _committer(task, settings, app, worker),
         group_of,
-        finish=finish,
+        finish=at_hand.finish,
         pause_ms=serving.commit_every_ms,
         quiet_ms=serving.idle_ms,
     )

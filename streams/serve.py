@@ -174,6 +174,7 @@ class ServePass:
             for step, _ in found:
                 step.snapshot(outputs)
             await asyncio.sleep(0)
+        outputs.after.append(lambda: self._context.metrics.count("transactions_total"))
 
     def _fold(self, index: int, found: Sequence[tuple[ServeStep, Sequence[Any]]], outputs: Outputs) -> None:
         context, steps = self._context, [step for step, _ in found]

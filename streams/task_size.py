@@ -11,10 +11,8 @@ LARGEST_MODEL = 4 << 30
 
 # Whole models that are in memory together, at most. Measured with Adam, whose memory is two more tables.
 _SERVING = 4  # the live one, a canary, one that is prepared and what it came in
-_LEARNING, _BESIDE = (
-    12,
-    6,
-)  # the champion while a checkpoint is stored; and for each model that learns beside it
+_LEARNING = 12  # the champion, while a checkpoint is stored
+_BESIDE = 6  # each model that learns beside it
 
 _HEADER = 4096  # names and shapes of the tensors
 _CROSS_LAYERS = 2

@@ -18,7 +18,6 @@ from learners.parallel import ranks
 from learners.recipe import Recipe
 from learners.registry import Lineage, Quarantine, Registry
 from learners.slot import trainer_of
-from learners.space import LATER
 from learners.trainer import Trainer
 from streams.announce import Announcer
 from streams.crew import Learn, Save, Use
@@ -128,9 +127,10 @@ class Training:
         was, wanted = self.recipe.champion.to_dict(), recipe.champion.to_dict()
         self.use(recipe, fresh=False, positions=self.positions)
         champion, differ = self.arena.champion, [name for name in wanted if wanted[name] != was[name]]
-        if taken := [name for name in differ if name in LATER]:
+        has = champion.config.to_dict()
+        if taken := [name for name in differ if has[name] == wanted[name]]:
             log.info("%s goes on with the new %s", champion.lineage, ", ".join(taken))
-        if kept := [name for name in differ if name not in LATER]:
+        if kept := [name for name in differ if has[name] != wanted[name]]:
             log.warning(
                 "model %s changed, and %s keeps what it has: models that begin from now on are made with it\n"
                 "  fix: wait until one of them wins, or begin anew under another task.name",

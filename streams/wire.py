@@ -281,9 +281,8 @@ def _texts(batch: _Columns, name: str) -> list[str]:
 _HEADS: dict[
     tuple[str, ...], tuple[pa.Schema, bytes]
 ] = {}  # (rows' schema, names...) → Arrow's, and as a message
-_SCHEMAS: dict[
-    bytes, tuple[pa.Schema, dict[str, int], str]
-] = {}  # the other way round, with each column's place
+# The other way round: Arrow's schema, the place of each column, and the rows' schema.
+_SCHEMAS: dict[bytes, tuple[pa.Schema, dict[str, int], str]] = {}
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an IPC stream
 _KEPT = 256  # of each of the two: a stream has a handful
 

@@ -60,7 +60,7 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 
-# a whole model fits into one record; a request is a little larger than the records in it
+# a dead letter fits into one record; a request is a little larger than the records in it
 message.max.bytes={message}
 replica.fetch.max.bytes={message}
 socket.request.max.bytes={request}

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from benchmarks._broker import Bench
 from infra.errors import UserError
-from infra.kafka import read_all
 from streams.simulate import simulate
 from streams.task import Task
 from streams.topics import Topics
-from streams.wire import decode_rows
 
 PATIENCE_S = 20.0
 _TICK_S = 0.002  # events that are due within it are sent together
@@ -27,8 +25,8 @@ _TICK_S = 0.002  # events that are due within it are sent together
 
 @dataclass(frozen=True)
 class Lap:
-    """One turn. `parts` float64 [events, 5] are milliseconds: to the events topic, to step 1's output, to the score,
-    to the predictions topic, to the reader. A part may be -1 ms or so, as two clocks that count milliseconds may differ
+    """One turn. `parts` float64 [events, 4] are milliseconds: to the events topic, to the score, to the predictions
+    topic, to the reader. A part may be -1 ms or so, as two clocks that count milliseconds may differ
     by one."""
 
     number: int
@@ -92,7 +90,7 @@ def laps(
     ]
     probes = {name: _Probe(task, Topics.of(task).events, events) for name, task in tasks.items()}
     asyncio.run(_drive(bench, probes, rate, turns))
-    return {name: _laps(bench, probe, len(turns)) for name, probe in probes.items()}
+    return {name: _laps(probe, len(turns)) for name, probe in probes.items()}
 
 
 async def _drive(bench: Bench, probes: Mapping[str, _Probe], rate: float, turns: Sequence[float]) -> None:
@@ -174,19 +172,9 @@ async def _settle(probe: _Probe) -> None:
         await asyncio.sleep(0.05)
 
 
-def _laps(bench: Bench, probe: _Probe, count: int) -> list[Lap]:
-    staged: dict[str, int] = {}  # also those of earlier calls
-    for record in read_all(bench.kafka, Topics.of(probe.task).stage(1)):
-        staged |= dict.fromkeys(decode_rows(record.value).ids, record.timestamp)
+def _laps(probe: _Probe, count: int) -> list[Lap]:
     found: list[list[list[float]]] = [[] for _ in range(count)]
     for event_id, seen in probe.seen.items():
-        points = [
-            probe.sent[event_id],
-            seen.received,
-            staged[event_id],
-            seen.processed,
-            seen.appended,
-            seen.read,
-        ]
+        points = [probe.sent[event_id], seen.received, seen.processed, seen.appended, seen.read]
         found[probe.lap_of[event_id]].append(np.diff(points).tolist())
     return [Lap(number, np.array(parts, np.float64)) for number, parts in enumerate(found)]

@@ -25,10 +25,9 @@ WARM_UP_S = 3.0
 CURVE = (10, 100, 500, 1000, 2000, 5000, 10_000, 20_000)  # events/s
 PARTS = (
     ("to the events topic", "producer and broker"),
-    ("to step 1's output", "fetch, pause since the last commit, features of the key"),
-    ("to the score", "commit of step 1, fetch, pause, features of the item, model"),
+    ("to the score", "fetch, end of the pass before, features of the key and of the item, model"),
     ("to the predictions topic", "encoding, producer and broker"),
-    ("to the reader", "commit of step 2, fetch by the reader"),
+    ("to the reader", "end of the transaction, fetch by the reader"),
 )
 
 

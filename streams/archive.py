@@ -213,6 +213,8 @@ class ArchiveWriter:
 class ArchiveCommitter:
     """Rows into the archive, then the input offsets through Faust's consumer; `Outputs.records` must be empty."""
 
+    marks = 0
+
     def __init__(self, kafka: str, group: str, consumer: Any, writer: ArchiveWriter) -> None:
         self._kafka, self._group, self._consumer, self._writer = kafka, group, consumer, writer
 

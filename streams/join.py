@@ -34,7 +34,7 @@ from streams.recovery import replay
 from streams.snapshots import Snapshots, SnapshotWriter
 from streams.task import Task
 from streams.topics import Topics
-from streams.transaction import Outputs
+from streams.transaction import Outputs, Record
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +123,6 @@ _DETAILS = {
 }
 
 
-@dataclass(frozen=True)
-class _Letter:
-    """A label that was read long ago, as a record: its value is made again from what is left of it."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes
-    value: bytes
-    timestamp: int = -1
-
-
 class JoinStep:
     """One partition of the examples topic: examples and labels in, labelled rows and feedback out."""
 
@@ -187,7 +175,7 @@ class JoinStep:
         context, label = self._context, self._context.task.label
         letters = [
             Broken(
-                _Letter(
+                Record(  # it was read long ago: its value is made again from what is left of it
                     context.topics.labels,
                     each.partition,
                     each.offset,

@@ -6,6 +6,14 @@ number of a group, and has one step. One pass takes what waits for all places, l
 commits the outputs and offsets of all of them in one transaction: what a transaction costs, the broker and this
 process, does not grow with the number of partitions, and no reader waits for the slowest of several transactions.
 
+A worker that has all partitions is the only one that writes the logs of its later groups. What a pass writes for them
+it processes in the same pass, before it is written: an event is through after one pass and one transaction, and not
+after one for each group. A log is folded in the order of its offsets, so this is right only if the records come to
+stand directly behind those that were processed before, with nothing but the mark of our own transaction between. The
+first ones come back with a fetch, as they do for everyone who is not alone, and earlier groups wait for that; from then
+on the worker knows where the next ones will stand. Kafka's answer says whether they do: if not, the worker ends before
+it commits, and starts again (`_through`). What was processed so is skipped when it is fetched.
+
 While one pass is being committed the next one gathers; it is begun sooner only when much waits already. Between two
 steps the event loop goes round, so that a fetch is not held up at every hop of its way through Faust.
 """
@@ -13,16 +21,18 @@ steps the event loop goes round, so that a fetch is not held up at every hop of 
 import asyncio
 import contextlib
 import logging
+import math
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from aiokafka.errors import ProducerFenced
 from faust.types import TP
 
 from infra.errors import UserError
 from streams.membership import NOBODY, Membership
+from streams.places import Place, Step, Tail
 from streams.transaction import Committer, Outputs
 from streams.transport import Fetch
 
@@ -48,78 +58,11 @@ _ROUNDS = 4
 _GATE_S = 0.02
 """Longest time in which nothing is read because work is at hand."""
 
+_OWED_S = 2.0
+"""How long earlier groups wait for what they wrote to come back once, so that it need not from then on."""
+
 _HOLD_S = 10.0
 """How long a worker that is to stop waits for Kafka to take the pass at hand."""
-
-
-class Step(Protocol):
-    """What happens to one partition of one group: taking over, working, hearing of nothing, and letting go. It has no
-    producer: what it wants written it puts into `outputs`, and what it wants done after the commit into
-    `outputs.after`. The next pass may be processed before that is called.
-    """
-
-    async def open(self, committed: Mapping[TP, int]) -> None:
-        """Take the partition over, at these offsets: the first to process of every source."""
-
-    def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:
-        """Process records in offset order; raising ends the worker."""
-
-    async def quiet(self, outputs: Outputs) -> float | None:
-        """Nothing came for a while, or since the partition was taken over; seconds until it wants to hear of it again.
-
-        None: not before something came.
-        """
-
-    def close(self, *, final: bool) -> None:
-        """Let go; `final` when the worker stops by request and may save what speeds up the next start."""
-
-
-class LostFetch(Exception):
-    """A fetch went missing between the consumer and its place; starting again from the commit brings it back."""
-
-
-class _Place:
-    """One partition of one group: its step, the fetches that wait for it, and when it was last heard of."""
-
-    def __init__(self, step: Step, sources: Sequence[TP]) -> None:
-        self.step, self.sources = step, sources
-        self.opening = self.ready = self.gone = False
-        self.waiting = 0  # records in the queue
-        self.quiet_at: float | None = None  # when its step is to be told, by the loop's clock
-        self._queue: deque[Fetch] = deque()
-        self._last: dict[TP, Fetch] = {}
-        self.next: dict[TP, int] = {}
-
-    def put(self, fetch: Fetch) -> None:
-        """One more fetch waits."""
-        self._queue.append(fetch)
-        self.waiting += len(fetch.records)
-
-    async def open(self, committed: Mapping[TP, int]) -> None:
-        """Take the partition over."""
-        self.next = {tp: committed[tp] for tp in self.sources}
-        await self.step.open(self.next)
-        self.ready = True
-
-    def take(self, most: int) -> dict[TP, list[Any]]:
-        """The records of the next fetches, about `most` of them: those at or above the next offset, in order."""
-        fresh: dict[TP, list[Any]] = {}
-        while self._queue and most > 0:
-            fetch = self._queue.popleft()
-            self.waiting -= len(fetch.records)
-            most -= len(fetch.records)
-            tp = TP(fetch.topic, fetch.partition)
-            if not fetch.follows(self._last.get(tp)):
-                raise LostFetch(
-                    f"{tp}: fetch {fetch.sequence} of epoch {fetch.epoch} does not follow the last one"
-                )
-            self._last[tp] = fetch
-            first = self.next[tp]
-            records = [r for r in fetch.records if r.offset >= first]
-            if records:
-                fresh.setdefault(tp, []).extend(records)
-                self.next[tp] = records[-1].offset + 1
-        return fresh
 
 
 async def _nothing(_: Outputs) -> None:
@@ -133,7 +76,9 @@ class Partitions:
         make: makes the step for (group, partition).
         committer: makes what is committed with; called once, with an event loop.
         group_of: topic → the group whose state it changes, in the order in which a record passes the groups.
-        finish: what is to be written for a pass as a whole, once all steps have processed their part.
+        finish: what is to be written for a pass as a whole, once all steps have processed their part; again when
+            they have processed what they wrote for each other.
+        partitions: of every topic; a worker that has them all is alone. 0 for one that writes nothing for itself.
         pause_ms: least time between two passes, in milliseconds; 0 commits as fast as Kafka does.
         quiet_ms: how long a partition's records may fail to come until its step is told, the first time.
     """
@@ -145,15 +90,16 @@ class Partitions:
         group_of: Mapping[str, str],
         *,
         finish: Callable[[Outputs], Awaitable[None]] = _nothing,
+        partitions: int = 0,
         pause_ms: int = 0,
         quiet_ms: int = 1000,
     ) -> None:
-        self._finish = finish
+        self._finish, self._partitions, self._alone = finish, partitions, False
         self._make, self._new_committer, self._group_of = make, committer, group_of
         self._pause_s, self._quiet_s = pause_ms / 1000, quiet_ms / 1000
         self._order = {group: place for place, group in enumerate(dict.fromkeys(group_of.values()))}
-        self._places: dict[tuple[str, int], _Place] = {}
-        self._last: _Place | None = None  # that worked
+        self._places: dict[tuple[str, int], Place] = {}
+        self._last: Place | None = None  # that worked
         self._committer: Committer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._commit: asyncio.Task[None] | None = None
@@ -165,25 +111,35 @@ class Partitions:
         self._place(fetch.topic, fetch.partition).put(fetch)
         self._news.set()
 
-    def _place(self, topic: str, partition: int) -> _Place:
+    def _place(self, topic: str, partition: int) -> Place:
         """The place of a partition; a new one is not ready before it is assigned."""
         group = self._group_of[topic]
         if (place := self._places.get((group, partition))) is None:
             sources = [TP(topic, partition) for topic, of in self._group_of.items() if of == group]
-            place = self._places[group, partition] = _Place(self._make(group, partition), sources)
+            place = Place(self._make(group, partition), sources, self._order[group])
+            self._places[group, partition] = place
         return place
+
+    def _able(self) -> list[Place]:
+        """The places that can work, but for those that feed one which first must get what they wrote for it before."""
+        now = asyncio.get_running_loop().time()
+        ready = [place for place in self._places.values() if place.ready]
+        first = max((place.order for place in ready if place.owing(now)), default=0)
+        return [place for place in ready if place.order >= first]
 
     def _waiting(self) -> int:
         """Records that wait at places which can take them."""
-        return sum(place.waiting for place in self._places.values() if place.ready)
+        return sum(place.waiting for place in self._able())
 
     def behind(self, ends: Mapping[TP, tuple[int, int]]) -> dict[str, int]:
         """Records by topic that are still to process, given (next to read, end of the log); in any thread."""
         found: Counter[str] = Counter()
         for tp, (read, end) in ends.items():
             place = self._places.get((self._group_of.get(tp.topic, ""), tp.partition))
-            done = place.next.get(tp, read) if place is not None and place.waiting else read
-            found[tp.topic] += max(0, end - min(done, read))
+            done = read if place is None else place.next.get(tp, read)
+            if place is None or not place.waiting:  # marks were read, and what was taken up was not
+                done = max(done, read)
+            found[tp.topic] += max(0, end - done)
         return dict(found)
 
     async def gate(self) -> set[TP]:
@@ -192,7 +148,7 @@ class Partitions:
         While there is work at hand, reading more would only cut it into smaller passes.
         """
         self._idle.clear()
-        if self._waiting():
+        if self._waiting() or self._working.locked():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATE_S):
                     await self._idle.wait()
@@ -204,14 +160,12 @@ class Partitions:
         Groups come in the order of the path. While a later one is behind, the earlier ones would only make more work
         for it, and every event would wait for all that were read before it.
         """
-        behind = {at for at, place in self._places.items() if place.waiting >= _QUEUED_RECORDS}
-        if not behind:
-            return set()
-        last = max(self._order[group] for group, _ in behind)
+        behind = [place for place in self._places.values() if place.waiting >= _QUEUED_RECORDS]
+        last = max((place.order for place in behind), default=0)
         return {
             tp
-            for (group, partition), place in self._places.items()
-            if self._order[group] < last or (group, partition) in behind
+            for place in self._places.values()
+            if place.order < last or place in behind
             for tp in place.sources
         }
 
@@ -236,14 +190,13 @@ class Partitions:
             waiting = self._waiting()
             if waiting >= _AHEAD_RECORDS or (waiting and self._commit is None):
                 return
-            until = min(
-                (p.quiet_at for p in self._places.values() if p.quiet_at is not None and p.ready),
-                default=None,
-            )
-            if until is not None and until <= clock() and self._commit is None:
+            places = self._able()
+            until = min((p.quiet_at for p in places if p.quiet_at is not None), default=math.inf)
+            if until <= clock() and self._commit is None:
                 return
+            until = min([until, *(t.until for p in places if p.owing(clock()) for t in p.tails.values())])
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(until if self._commit is None else None):
+                async with asyncio.timeout_at(until if self._commit is None and until < math.inf else None):
                     await self._news.wait()
 
     async def _pass(self) -> None:
@@ -268,23 +221,48 @@ class Partitions:
                 again_s = await place.step.quiet(outputs)
                 place.quiet_at = None if again_s is None else clock() + again_s
                 offsets |= place.next
-        if not self._waiting():
-            self._idle.set()
         await self._finish(outputs)
         if offsets or outputs.records:
+            tails = await self._through(outputs, offsets) if self._alone else {}
             await self._committed()
-            self._commit = self._start(self._write(outputs, offsets))
+            self._idle.set()
+            self._commit = self._start(self._write(outputs, offsets, tails))
             self._commit.add_done_callback(lambda _: self._news.set())
 
-    def _in_turn(self) -> list[_Place]:
+    async def _through(self, outputs: Outputs, offsets: dict[TP, int]) -> dict[TP, Tail]:
+        """Process what is going to be written for later groups, and what follows from it.
+
+        Returns the ends of those logs of which they are not known yet.
+        """
+        assert self._committer is not None
+        marks, tails = self._committer.marks, dict[TP, Tail]()
+        for group in self._order:  # each writes for later ones only
+            ours = [TP(*at) for at in outputs.records if self._group_of.get(at[0]) == group]
+            for tp in ours:
+                place = self._place(*tp)
+                if records := place.take_up(tp, outputs.records[tp], marks):
+                    outputs.expected[tp] = records[0].offset
+                    place.quiet_at = asyncio.get_running_loop().time() + self._quiet_s
+                    place.step.process({tp: records}, outputs)
+                    offsets[tp] = place.next[tp]
+                else:
+                    place.tails[tp] = tails[tp] = Tail(marks)
+            if ours:
+                await self._finish(outputs)
+        return tails
+
+    def _in_turn(self) -> list[Place]:
         """The places that can work, the one after the last that did so first."""
-        places = [place for place in self._places.values() if place.ready]
+        places = self._able()
         start = places.index(self._last) + 1 if self._last in places else 0
         return places[start:] + places[:start]
 
-    async def _write(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
+    async def _write(self, outputs: Outputs, offsets: Mapping[TP, int], tails: Mapping[TP, Tail]) -> None:
         assert self._committer is not None
         await self._committer.commit(outputs, offsets)
+        until = asyncio.get_running_loop().time() + _OWED_S
+        for tp, tail in tails.items():
+            tail.end, tail.until = outputs.ends[tp], until
         for follow in outputs.after:
             follow()
 
@@ -317,6 +295,9 @@ class Partitions:
         if membership == NOBODY:  # expelled already: the group will hand out the partitions once more
             return
         wanted = {(self._group_of[tp.topic], tp.partition): tp for tp in tps if tp.topic in self._group_of}
+        for place in self._places.values():  # others may have written to the logs meanwhile
+            place.tails.clear()
+        self._alone = len(wanted) == self._partitions * len(self._order)
         for at in [at for at in self._places if at not in wanted]:
             self._let_go(self._places.pop(at), final=False)
         if self._committer is None:
@@ -328,7 +309,7 @@ class Partitions:
             self._start(self._open(new))
         self._free.set()
 
-    async def _open(self, places: Sequence[_Place]) -> None:
+    async def _open(self, places: Sequence[Place]) -> None:
         """Take partitions over, all at the same time."""
         assert self._committer is not None
         for place in places:
@@ -336,7 +317,7 @@ class Partitions:
         committed = await self._committer.open([tp for place in places for tp in place.sources])
         await asyncio.gather(*(self._open_one(place, committed) for place in places))
 
-    async def _open_one(self, place: _Place, committed: Mapping[TP, int]) -> None:
+    async def _open_one(self, place: Place, committed: Mapping[TP, int]) -> None:
         await place.open(committed)
         if place.gone:
             place.step.close(final=False)
@@ -344,7 +325,7 @@ class Partitions:
         place.quiet_at = asyncio.get_running_loop().time() + self._quiet_s
         self._news.set()
 
-    def _let_go(self, place: _Place, *, final: bool) -> None:
+    def _let_go(self, place: Place, *, final: bool) -> None:
         place.gone = True
         if place.ready:
             place.step.close(final=final)

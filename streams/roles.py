@@ -16,7 +16,8 @@ from infra.errors import UserError
 from infra.kafka import partitions as label_partitions
 from infra.metrics import Metrics
 from infra.settings import Settings, load_secret
-from streams.partitions import EXIT_AGAIN, EXIT_USER, Partitions, Step, end
+from streams.partitions import EXIT_AGAIN, EXIT_USER, Partitions, end
+from streams.places import Step
 from streams.prepare import prepare
 from streams.privacy import Pseudonymiser
 from streams.reporting import report, worker_name
@@ -74,6 +75,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
         _committer(task, settings, app, worker),
         group_of,
         finish=at_hand.finish,
+        partitions=settings.partitions,
         pause_ms=serving.commit_every_ms,
         quiet_ms=serving.idle_ms,
     )

@@ -166,7 +166,9 @@ class ServePass:
         self._logs[step.index].append((step, records))
 
     async def finish(self, outputs: Outputs) -> None:
-        """Fold and write everything that was added since the last time."""
+        """Fold and write everything that was added since the last time, which may be in the same pass."""
+        if not outputs.after:
+            outputs.after.append(lambda: self._context.metrics.count("transactions_total"))
         logs, self._logs = self._logs, defaultdict(list)
         for index, found in logs.items():
             if fresh := [(step, records) for step, records in found if records]:
@@ -174,7 +176,6 @@ class ServePass:
             for step, _ in found:
                 step.snapshot(outputs)
             await asyncio.sleep(0)
-        outputs.after.append(lambda: self._context.metrics.count("transactions_total"))
 
     def _fold(self, index: int, found: Sequence[tuple[ServeStep, Sequence[Any]]], outputs: Outputs) -> None:
         context, steps = self._context, [step for step, _ in found]

@@ -7,7 +7,8 @@ Exactly once (`ExactlyOnce`). The order, with the same numbers in the code:
 2. Read the committed offsets of the partitions that the group gave to this worker; where a transaction is open that
    is going to change them, wait for its end. They can no longer move under us, see 5.
 3. (the caller) Skip every record below them.
-4. Begin a transaction and write every output of all partitions.
+4. Begin a transaction and write every output of all partitions. Where some were processed already, as coming at a
+   certain offset (`streams.partitions`), and came at another one, end.
 5. Add the next input offsets to the same transaction, as the member of the group that was given the partitions. Kafka
    takes them only while that is so: a worker that was expelled, or was started anew, is refused.
 6. Commit. A reader with isolation `read_committed` sees all of it or nothing.
@@ -46,6 +47,9 @@ from streams.topics import MAX_RECORD_BYTES
 log = logging.getLogger(__name__)
 
 Headers = list[tuple[str, bytes]]
+Written = tuple[bytes | None, bytes | None, Headers]
+"""Key, value and headers of a record."""
+
 _BATCH_BYTES = 1 << 20
 _TRANSACTION_TIMEOUT_MS = 10_000
 _OFFSETS_EVERY_S = 0.5
@@ -55,15 +59,35 @@ _COORDINATOR_S, _COORDINATOR_PAUSE_S = 20.0, 0.2
 _STABLE_PAUSE_S = 0.02
 
 
+class Displaced(Exception):
+    """Records that were processed before they were written came to stand elsewhere than was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as Kafka would give it to us, that did not come from there."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = field(default_factory=list)
+    timestamp: int = -1
+
+
 @dataclass
 class Outputs:
     """What is to be written in one commit: `records` by topic and partition, in order; `rows` for the archive, as
     (table, columns, rows). `after` is called once it is committed.
+
+    `expected` is the offset that the first record for a partition must come to stand at, where it matters; `ends` the
+    offset behind the last one for each partition, once they are written.
     """
 
-    records: dict[tuple[str, int], list[tuple[bytes | None, bytes | None, Headers]]] = field(
-        default_factory=dict
-    )
+    records: dict[tuple[str, int], list[Written]] = field(default_factory=dict)
+    expected: dict[tuple[str, int], int] = field(default_factory=dict)
+    ends: dict[tuple[str, int], int] = field(default_factory=dict)
     rows: list[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]] = field(default_factory=list)
     after: list[Callable[[], None]] = field(default_factory=list)
 
@@ -81,7 +105,12 @@ class Outputs:
 
 
 class Committer(Protocol):
-    """What the owner of a worker's partitions needs of Kafka; the same four methods for both guarantees."""
+    """What the owner of a worker's partitions needs of Kafka; the same four methods for both guarantees.
+
+    `marks` is how many offsets a commit itself takes in each partition that it wrote to.
+    """
+
+    marks: int
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
         """Take partitions over; the first offset to process of each source (0 where none is stored)."""
@@ -99,6 +128,8 @@ class Committer(Protocol):
 class ExactlyOnce:
     """One transactional producer for all partitions of one life of a worker."""
 
+    marks = 1
+
     def __init__(self, kafka: str, group: str, transactional_id: str) -> None:
         self._kafka, self._group, self._id = kafka, group, transactional_id
         self._signature = signature(transactional_id, NOBODY.member)
@@ -111,21 +142,33 @@ class ExactlyOnce:
             request_timeout_ms=20_000,
         )
         self._started: asyncio.Task[None] | None = None
+        self._unsigned: dict[TP, int] = {}  # offsets of what was taken over, which do not name us yet
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
         """See Committer."""
         if self._started is None:
             self._started = asyncio.create_task(self._producer.start())
         await self._started  # 1
-        return await committed_offsets(self._kafka, self._group, sources, own_id=self._id)  # 2
+        signature = self._signature
+        found = await committed_offsets(self._kafka, self._group, sources, own_id=self._id)  # 2
+        if signature == self._signature:  # else some may be another's by now
+            self._unsigned |= found
+        return found
 
     def joined(self, membership: Membership) -> None:
         """See Committer."""
+        self._unsigned.clear()
         self._producer.joined(membership)
         self._signature = signature(self._id, membership.member)
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """See Committer."""
+        if self._unsigned:  # before anything is open that a successor would have to end
+            taken, self._unsigned = self._unsigned, {}
+            await self._transact(Outputs(), taken)
+        await self._transact(outputs, offsets)
+
+    async def _transact(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         producer = self._producer
         await producer.begin_transaction()
         await _send(producer, outputs)  # 4
@@ -142,6 +185,8 @@ class ExactlyOnce:
 
 class AtLeastOnce:
     """An idempotent producer; offsets are committed through Faust's consumer, at most twice a second."""
+
+    marks = 0
 
     def __init__(self, kafka: str, group: str, consumer: Any) -> None:
         self._kafka, self._group, self._consumer = kafka, group, consumer
@@ -227,15 +272,28 @@ async def _end_transactions(kafka: str, ids: Iterable[str]) -> None:
 
 
 async def _send(producer: AIOKafkaProducer, outputs: Outputs) -> None:
-    """Hand every record to the producer as ready-made batches and wait until the broker has them."""
-    pending = []
-    for (topic, partition), records in outputs.records.items():
+    """Hand every record to the producer as ready-made batches and wait until the broker has them.
+
+    Raises Displaced.
+    """
+    pending: list[tuple[tuple[str, int], int, Any]] = []
+    for at, records in outputs.records.items():
+        topic, partition = at
         batch = producer.create_batch()
         for key, value, headers in records:
             if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                pending.append(await producer.send_batch(batch, topic, partition=partition))
+                sent = await producer.send_batch(batch, topic, partition=partition)
+                pending.append((at, batch.record_count(), sent))
                 batch = producer.create_batch()
                 if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
                     raise ValueError(f"a record of {len(value or b'')} bytes does not fit a batch of {topic}")
-        pending.append(await producer.send_batch(batch, topic, partition=partition))
-    await asyncio.gather(*pending)
+        sent = await producer.send_batch(batch, topic, partition=partition)
+        pending.append((at, batch.record_count(), sent))
+    places = await asyncio.gather(*(sent for _, _, sent in pending))
+    next_of = dict(outputs.expected)
+    for (at, size, _), place in zip(pending, places, strict=True):
+        if next_of.get(at, place.offset) != place.offset:
+            raise Displaced(f"{at}: expected at offset {next_of[at]}, written at {place.offset}")
+        outputs.ends[at] = place.offset + size
+        if at in next_of:
+            next_of[at] += size

@@ -12,7 +12,7 @@ from faust.types import TP
 from infra.kafka import create_topics, read_all
 from streams import transaction
 from streams.membership import Membership
-from streams.transaction import ExactlyOnce, Outputs, committed_offsets
+from streams.transaction import Displaced, ExactlyOnce, Outputs, committed_offsets
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +236,101 @@ def test_what_a_worker_that_is_gone_left_open_is_ended_by_whoever_has_its_partit
 
     asyncio.run(run())
     assert texts(broker, topic) == ["before", "after"]
+
+
+def test_a_worker_that_dies_in_its_first_transaction_is_known_to_its_successor(
+    broker: Any, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name stands with the offsets that it was given before it writes anything."""
+    source, group = TP(topic, 0), f"{topic}-group"
+    plain = transaction._send
+
+    async def die(producer: Any, outputs: Outputs) -> None:
+        await plain(producer, outputs)
+        if outputs.records:
+            raise SystemError("dead")
+
+    async def run() -> None:
+        consumer, dying = await member(broker, group, topic)
+        first = ExactlyOnce(broker.address, group, f"{topic}-first")
+        second = ExactlyOnce(broker.address, group, f"{topic}-second")
+        try:
+            first.joined(dying)
+            await first.open([source])
+            monkeypatch.setattr(transaction, "_send", die)
+            with pytest.raises(SystemError):
+                await first.commit(one(topic, "half"), {source: 5})
+            monkeypatch.setattr(transaction, "_send", plain)
+            await consumer.stop()
+            consumer, heir = await member(broker, group, topic)
+            second.joined(heir)
+            async with asyncio.timeout(200):  # less than Kafka's patience with a transaction
+                assert await second.open([source]) == {source: 0}
+                await second.commit(one(topic, "after"), {source: 2})
+        finally:
+            await consumer.stop()
+            await second.close()
+            await first.close()
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["after"]  # the half one does not hold up who reads
+    assert texts(broker, topic, read_committed=False) == ["half", "after"]
+
+
+def test_offsets_that_were_taken_over_are_not_signed_once_they_may_be_another_s(
+    broker: Any, topic: str
+) -> None:
+    source, other, group = TP(topic, 0), TP(topic, 1), f"{topic}-group"
+
+    async def run() -> None:
+        consumer, living = await member(broker, group, topic)
+        owner = ExactlyOnce(broker.address, group, f"{topic}-id")
+        try:
+            owner.joined(living)
+            await owner.open([source, other])
+            owner.joined(living)  # a rebalance, after which `other` is somebody else's
+            await owner.commit(one(topic, "a"), {source: 1})
+            assert (await committed_offsets(broker.address, group, [source]))[source] == 1
+            stored = await consumer.committed(TopicPartition(*other))
+            assert stored is None
+        finally:
+            await consumer.stop()
+            await owner.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("records", [1, 3])
+def test_what_was_processed_as_coming_at_an_offset_is_committed_only_if_it_came_there(
+    broker: Any, topic: str, records: int
+) -> None:
+    source = TP(topic, 0)
+
+    def several(text: str, expected: int | None) -> Outputs:
+        outputs = Outputs()
+        for _ in range(records):
+            outputs.add(topic, 0, text.encode())
+        if expected is not None:
+            outputs.expected[topic, 0] = expected
+        return outputs
+
+    async def run() -> None:
+        owner = ExactlyOnce(broker.address, f"{topic}-group", f"{topic}-id")
+        try:
+            await owner.open([source])
+            await owner.commit(first := several("a", None), {source: 1})
+            assert first.ends == {(topic, 0): records}
+            at = records + ExactlyOnce.marks
+            await owner.commit(second := several("b", at), {source: 2})
+            assert second.ends == {(topic, 0): at + records}
+            with pytest.raises(Displaced, match=f"expected at offset 1, written at {2 * at}"):
+                await owner.commit(several("c", 1), {source: 3})
+        finally:
+            await owner.close()
+        assert await committed_offsets(broker.address, f"{topic}-group", [source]) == {source: 2}
+
+    asyncio.run(run())
+    assert texts(broker, topic) == ["a"] * records + ["b"] * records
 
 
 def test_the_transaction_of_a_worker_that_lives_is_waited_for(broker: Any, topic: str) -> None:

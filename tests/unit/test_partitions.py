@@ -22,6 +22,8 @@ GROUPS = {"events": "events", "by-item": "by-item", "feedback": "by-item"}
 class Held:
     """A committer whose commits wait for `go`, if `holding`; it notes what it was asked for."""
 
+    marks = 1
+
     def __init__(self, *, holding: bool = False, error: Exception | None = None) -> None:
         self.commits: list[tuple[Outputs, dict[TP, int]]] = []
         self.stored: dict[TP, int] = {}

@@ -122,7 +122,7 @@ def build_task(data: Mapping[str, Any], source: Source, path: Path, text: str = 
     challenger, *others = [_settings(rival, _usual_challenger(model)) for rival in rivals]
     made = Task(
         name, kind, metric, calendar, event, entities, label, views, _privacy(root, event), model, challenger,
-        _settings(root.table("drift"), DriftConfig()), _settings(root.table("guard"), GuardConfig()),
+        _drift(root, views), _settings(root.table("guard"), GuardConfig()),
         _serving(root), _topic_names(root), path, text, classes,
         task.strings("segments", (), '["country"]'), tuple(others),
         _settings(root.table("arena"), ArenaConfig()),
@@ -214,6 +214,16 @@ def _views(root: Table, entities: tuple[Entity, ...], event: EventSpec) -> dict[
         known = {"entity": names, "value": sorted(numbers | carried)}.get(str(key), [])
         hint = nearest(value, known) if isinstance(value, str) else ""
         root.source.fail(error.path, error.message, hint + (error.fix or "see docs/task-file.md"))
+
+
+def _drift(root: Table, views: Mapping[str, View]) -> DriftConfig:
+    """The settings of the detectors; label rates are no inputs to watch, unless the file has a list of its own.
+
+    They move when labels come sooner or later, which is no drift, and what labels say the losses tell.
+    """
+    rates = [each.name for view in views.values() for each in view.features if each.aggregate == "label_rate"]
+    usual = DriftConfig()
+    return _settings(root.table("drift"), replace(usual, ignore=(*usual.ignore, *rates)))
 
 
 def _privacy(root: Table, event: EventSpec) -> Privacy:

@@ -82,6 +82,8 @@ def test_every_key_arrives() -> None:
     assert (task.model.family, task.model.hidden, task.model.learning_rate) == ("deepfm", (16,), 0.01)
     assert (task.challenger.family, task.challenger.learning_rate) == ("deepfm", 0.03)
     assert (task.drift.alpha, task.drift.policy, task.drift.ignore) == (0.05, "manual", ("fare",))
+    usual = parse(FULL.replace('ignore = ["fare"]', "")).drift
+    assert usual.ignore == (*CALENDAR, "driver_label_rate_7d")
     assert task.serving.guarantee == "at_least_once"
     assert (task.serving.allowed_lateness_ms, task.serving.commit_every_ms) == (1_800_000, 5)
     assert (task.path, task.text) == (Path("/somewhere/my.toml"), FULL)

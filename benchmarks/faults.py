@@ -31,7 +31,7 @@ from streams.feed import Item, feed
 from tests.system import fault_support as support
 
 SERVING = 'snapshot_every = "2s"\norder = "{order}"'
-PLACES = "abc"  # two workers, and now and then a third
+PLACES = "abcd"  # of the workers
 PATIENCE_S, DRAIN_S, PAUSE_S = 60.0, 240.0, (0.3, 5.0)
 PATIENT, QUICK = 0.25, 0.0  # how often the next fault waits until all goes on; else faults overlap
 EXPELLED_S = (12.0, 15.0)  # a worker that is stopped for longer than its session (10 s)
@@ -53,6 +53,7 @@ class Soak:
     def __init__(self, broker: EmbeddedKafka, folder: Path, args: Namespace, minutes: float) -> None:
         self.random = random.Random(args.seed)
         self.broker, self._rate, self._patience = broker, args.rate, QUICK if args.quick else PATIENT
+        self._places, self._more = PLACES[: args.workers], PLACES[args.workers]
         events, serving = int((minutes + 10) * 60 * args.rate), SERVING.format(order=args.order)
         self.stream = support.make_stream(broker, folder, "soak", serving, events=events)
         self.fleet = Fleet(self.stream)
@@ -63,8 +64,8 @@ class Soak:
         self._feed_error: BaseException | None = None
 
     def start(self) -> None:
-        """Two workers with partitions, then events."""
-        for place in PLACES[:2]:
+        """Workers with partitions, then events."""
+        for place in self._places:
             self.fleet.start(place)
         self.watch.start()
         support.wait_ready(self.stream)
@@ -112,7 +113,7 @@ class Soak:
             "kill -9, newest snapshots damaged": (14, self._damage),
             "kill -9 of all workers": (5, self._kill_all),
             "SIGTERM, then a new worker": (10, self._replace),
-            "a third worker comes or goes": (9, self._third),
+            "one more worker comes or goes": (9, self._one_more),
             "stopped for a moment": (8, self._pause),
             "stopped until expelled, resumed": (14, self._expel),
             "broker kill -9, restart": (3, self._crash_broker),
@@ -145,7 +146,7 @@ class Soak:
         fault = Fault(kind, now_ms(), set(range(support.PARTITIONS)))
         for place in list(self.fleet.at):
             self.fleet.kill(place)
-        for place in PLACES[:2]:
+        for place in self._places:
             self.fleet.start(place)
         return fault
 
@@ -168,8 +169,8 @@ class Soak:
         self.fleet.start(place)
         return fault
 
-    def _third(self, kind: str) -> Fault:
-        place = PLACES[2]
+    def _one_more(self, kind: str) -> Fault:
+        place = self._more
         if place not in self.fleet.at:
             self.fleet.start(place)
             return Fault(kind, now_ms(), set())
@@ -236,6 +237,9 @@ def main() -> None:
     made.add_argument("--minutes", type=float, default=0.0, help="of faults; default: 25, quick 0.3")
     made.add_argument("--seed", type=int, default=1, help="of the faults and their order (default: 1)")
     made.add_argument("--rate", type=float, default=300.0, help="events a second (default: 300)")
+    made.add_argument(
+        "--workers", type=int, choices=(1, 2, 3), default=2, help="that there are all the time (default: 2)"
+    )
     made.add_argument("--order", choices=("arrival", "event_time"), default="arrival", help="serving.order")
     made.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs there")
     args = made.parse_args()

@@ -159,8 +159,10 @@ class Way:
             self.steps[0].process({first: records[start : start + self.batch]}, passed)
             await self.at_hand.finish(passed)
             produce(passed)
-            rows = [
-                SimpleNamespace(value=value, headers=headers, offset=start, topic=topic, partition=0)
+            rows = [  # read again, as a worker does that is not alone
+                SimpleNamespace(
+                    value=bytes(value or b""), headers=headers, offset=start, topic=topic, partition=0
+                )
                 for (topic, _), written in passed.records.items()
                 for _, value, headers in written
             ]

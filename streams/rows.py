@@ -73,6 +73,11 @@ class Rows:
         arrays = {name: getattr(self, name)[index] for name in ROW_ARRAYS}
         return Rows([self.ids[i] for i in index.tolist()], **arrays, schema=self.schema)
 
+    def part(self, place: slice) -> "Rows":
+        """Rows that stand together (not a copy)."""
+        arrays = {name: getattr(self, name)[place] for name in ROW_ARRAYS}
+        return Rows(self.ids[place], **arrays, schema=self.schema)
+
     def with_late(self, late: NDArray[np.bool_]) -> "Rows":
         """The same rows with other late marks."""
         return replace(self, late=late)

@@ -47,7 +47,7 @@ class Folded:
 
     def parts(self) -> list[Rows]:
         """The rows of each partition."""
-        return [self.rows.take(np.arange(part.start, part.stop)) for part in _parts(self.sizes)]
+        return [self.rows.part(place) for place in _parts(self.sizes)]
 
 
 class StagePartition:

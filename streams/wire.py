@@ -47,6 +47,12 @@ class _Columns:
         return self.batch.column(self._at[name])
 
 
+class RowBytes(bytes):
+    """Rows as `encode_rows` writes them that are at hand as well: `decode_rows` gives them back unread, once."""
+
+    rows: Rows
+
+
 def encode_rows(rows: Rows) -> bytes:
     """Arrow IPC stream of one record batch."""
     return _write(_row_columns(rows), rows.schema)
@@ -59,11 +65,16 @@ def split_rows(rows: Rows, targets: NDArray[np.int64]) -> Iterator[tuple[int, by
     """
     order = np.argsort(targets, kind="stable")
     rows = rows.take(order)
-    return _split(_row_columns(rows), rows.schema, targets[order], rows.nbytes)
+    for target, place, data in _split(_row_columns(rows), rows.schema, targets[order], rows.nbytes):
+        made = RowBytes(data)
+        made.rows = rows.part(place)
+        yield target, made
 
 
 def decode_rows(data: bytes | None, schema: str | None = None) -> Rows:
     """The inverse of `encode_rows`. Raises Damaged, also for rows of another schema than `schema`, if given."""
+    if isinstance(data, RowBytes) and schema in (None, data.rows.schema):
+        return data.rows
     return _decoded(data, schema, _rows)
 
 
@@ -80,7 +91,8 @@ def split_examples(
     order = np.argsort(targets, kind="stable")
     rows, made = rows.take(order), [versions[i] for i in order.tolist()]
     columns = _example_columns(rows, served[order], made)
-    return _split(columns, rows.schema, targets[order], rows.nbytes)
+    for target, _, data in _split(columns, rows.schema, targets[order], rows.nbytes):
+        yield target, data
 
 
 def decode_examples(
@@ -295,15 +307,18 @@ def _write(columns: dict[str, pa.Array], schema: str = "") -> bytes:
 
 def _split(
     columns: dict[str, pa.Array], schema: str, targets: NDArray[np.int64], size: int
-) -> Iterator[tuple[int, bytes]]:
-    """IPC streams of the runs of equal targets [n] in rows of `size` bytes, each cut to records of `MOST_BYTES`."""
+) -> Iterator[tuple[int, slice, bytes]]:
+    """The runs of equal targets [n] in rows of `size` bytes, each cut to records of `MOST_BYTES`: target, place, IPC
+    stream.
+    """
     head, batch = _batch(columns, schema)
     edges = np.flatnonzero(np.diff(targets, prepend=-1, append=-1))  # no target is negative
     most = max(1, MOST_BYTES * len(targets) // max(size, 1))
     for start, stop in pairwise(edges.tolist()):
         for first in range(start, stop, most):
-            piece = batch.slice(first, min(most, stop - first))
-            yield int(targets[start]), b"".join((head, piece.serialize(), _END))
+            place = slice(first, min(first + most, stop))
+            piece = batch.slice(first, place.stop - first)
+            yield int(targets[start]), place, b"".join((head, piece.serialize(), _END))
 
 
 def _batch(columns: dict[str, pa.Array], schema: str) -> tuple[bytes, pa.RecordBatch]:

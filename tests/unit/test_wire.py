@@ -111,6 +111,9 @@ def test_rows_of_another_task_file_are_refused() -> None:
     assert len(wire.decode_rows(data)) == 2
     with pytest.raises(Damaged, match="another version of the task file"):
         wire.decode_rows(data, TASK.rows_hash)
+    ((_, at_hand),) = wire.split_rows(rows_of(BARE, 2, 0), np.zeros(2, np.int64))
+    with pytest.raises(Damaged, match="another version of the task file"):
+        wire.decode_rows(at_hand, TASK.rows_hash)
     unused = task(
         tip='{ type = "number", required = false, model = false }\nsize = { type = "number", model = false }'
     )
@@ -132,7 +135,9 @@ def test_a_split_gives_each_target_its_rows_in_order(made: Task, n: int, seed: i
         assert len(passed) == len(examples) == len(set(targets.tolist()))
     for target in range(4):
         own = np.flatnonzero(targets == target)
-        found = [wire.decode_rows(data, made.rows_hash) for to, data in passed if to == target]
+        found = [wire.decode_rows(bytes(data), made.rows_hash) for to, data in passed if to == target]
+        at_hand = [wire.decode_rows(data, made.rows_hash) for to, data in passed if to == target]
+        assert all(same(ours, read) for ours, read in zip(at_hand, found, strict=True))
         assert same(Rows.concat([rows.take(own[:0]), *found]), rows.take(own))
         told = [wire.decode_examples(data, made.rows_hash) for to, data in examples if to == target]
         assert same(Rows.concat([rows.take(own[:0]), *(part for part, _, _ in told)]), rows.take(own))

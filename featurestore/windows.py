@@ -42,6 +42,13 @@ from featurestore.layout import (
 
 Bools = NDArray[np.bool_]
 
+_AHEAD = 64
+"""Rows whose records are fetched at once. Of many entities hardly a record is in a cache, and a row that waits for its
+own keeps the next one waiting; reads that do not depend on each other are under way together."""
+
+_LINE = 8
+"""Words of a line of the processor's caches."""
+
 _F32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -194,6 +201,17 @@ def _feature(kind: int, totals: Float64s, op: int, x: float, since_ms: float) ->
 
 
 @kernel
+def _fetch(cells: Float64s, rows: Int64s, first: int, stop: int) -> float:
+    """Reads the records of `rows[first:stop]` into the caches. Returns their sum, for which nobody would read them."""
+    total = 0.0
+    for i in range(first, stop):
+        if rows[i] >= 0:
+            for word in range(0, cells.shape[1], _LINE):
+                total += cells[rows[i], word]
+    return total
+
+
+@kernel
 def fold_events(
     cells: Float64s,
     blank: Float64s,
@@ -207,15 +225,20 @@ def fold_events(
     values: Float64s,
     add: Bools,
     out: NDArray[np.float32],
-) -> None:
+) -> float:
     """Row by row: reads the features of its entity at its time into `out`, then adds it where `add` says so.
+
+    What it returns has no meaning (`_fetch`).
 
     cells f64[capacity, words] · rows i64[n], -1 = unknown entity · times i64[n] ms · values f64[V, n]
     add bool[n] · out f32[n, F], of which only the columns of `features` are written
     """
     slots = np.empty(tiles, np.int64)
     totals = np.empty(ops.shape[0], np.float64)
+    fetched = 0.0
     for i in range(rows.shape[0]):
+        if i % _AHEAD == 0:
+            fetched += _fetch(cells, rows, i, min(i + _AHEAD, rows.shape[0]))
         record = cells[rows[i]] if rows[i] >= 0 else blank
         time = times[i]
         _read(record, rings, ops, tiles, time, slots, totals)
@@ -229,6 +252,7 @@ def fold_events(
             for ring in range(event_rings):
                 _write(record, blank, rings, ops, ring, time // rings[ring, 0], tiles, values, i)
             record[LAST_EVENT] = max(record[LAST_EVENT], time)
+    return fetched
 
 
 @kernel
@@ -275,6 +299,8 @@ def find(table: NDArray[np.int32], known: Int64s, size: int, keys: Int64s, add: 
     The caller keeps both large enough for every key to be new.
     """
     mask = np.uint64(table.shape[0] - 1)
+    for i in range(keys.shape[0]):  # fetched together, as records are; the keys by the loop below
+        rows[i] = table[mix(keys[i]) & mask]
     for i in range(keys.shape[0]):
         key = keys[i]
         place = mix(key) & mask

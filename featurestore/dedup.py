@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.layout import Int64s
-from featurestore.state import CorruptSnapshot
+from featurestore.snapshot import CorruptSnapshot
 from featurestore.windows import Bools, kernel, mix
 
 _SMALLEST_TABLE = 1024

@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from infra.errors import UserError
 
 DRAFT = ".draft-"  # names that start so are half-written files of a process that may have died
@@ -32,6 +30,8 @@ class Blobs:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        import fsspec  # what only may need a store starts without it
+
         self._fs: Any
         try:
             self._fs, root = fsspec.core.url_to_fs(url)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.state import CorruptSnapshot, load_state, save_state
+from featurestore.snapshot import CorruptSnapshot, load_state, save_state
 from infra.blobs import BlobMissing, Blobs
 from infra.clock import now_ms
 from infra.metrics import Metrics

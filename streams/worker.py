@@ -4,10 +4,10 @@ import gc
 import logging
 import sys
 from logging.config import dictConfig
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faust
-from faust.worker import Worker
+if TYPE_CHECKING:
+    import faust
 
 _SWITCH_S = 0.0005
 """How long the thread that works on batches may keep the interpreter from the one that reads from Kafka: ten times less
@@ -33,8 +33,10 @@ def log_plainly() -> None:
     logging.captureWarnings(capture=True)
 
 
-def run_worker(app: faust.App) -> None:
+def run_worker(app: "faust.App") -> None:
     """Run until SIGTERM or Ctrl-C, then leave the group cleanly; raises SystemExit."""
+    from faust.worker import Worker  # the learner, which only logs as workers do, starts without Faust
+
     worker = Worker(app, quiet=True, redirect_stdouts=False, override_logging=False)
     worker.spinner = None  # an animation has no place in a log file
     _spare_collector()

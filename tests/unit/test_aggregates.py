@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from featurestore.snapshot import load_state, save_state
 from featurestore.spec import View, parse_views
-from featurestore.state import EntityState, load_state, save_state
+from featurestore.state import EntityState
 from tests.feature_streams import (
     AMOUNTS,
     KEYS,

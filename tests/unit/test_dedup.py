@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.dedup import SeenIds
-from featurestore.state import CorruptSnapshot
+from featurestore.snapshot import CorruptSnapshot
 
 HORIZON = 100
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.state import load_state, save_state
+from featurestore.snapshot import load_state, save_state
 from streams.gate import BEGINNING, IDLE, Gate
 from streams.joining import JoinPartition
 from tests.stream_records import MINUTE, NOW_MS, Record, labels

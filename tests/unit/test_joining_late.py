@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.state import load_state, save_state
+from featurestore.snapshot import load_state, save_state
 from infra.errors import UserError
 from learners.late import LARGEST, real_share
 from streams.gate import IDLE

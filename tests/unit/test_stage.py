@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.state import CorruptSnapshot, load_state, save_state
+from featurestore.snapshot import CorruptSnapshot, load_state, save_state
 from streams.rows import Feedback, Rows
 from streams.stage import Folded, StagePartition, fold
 from streams.task import Task

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from featurestore.snapshot import CorruptSnapshot, load_state, save_state
 from featurestore.spec import View, parse_views
-from featurestore.state import CorruptSnapshot, EntityState, load_state, save_state
+from featurestore.state import EntityState
 
 
 def view(window: str = "80ms") -> View:

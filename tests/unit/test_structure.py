@@ -126,19 +126,6 @@ def test_a_package_does_not_know_its_strangers(package: str) -> None:
     assert wrong == []
 
 
-def test_what_holds_no_model_starts_without_torch() -> None:
-    """It would cost each of these processes two seconds and hundreds of megabytes."""
-    program = """
-import sys
-import streams.archive, streams.cli, streams.demo, streams.join, streams.roles, streams.up
-print("torch" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"
-
-
 def is_environment(node: ast.AST) -> bool:
     match node:
         case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv" | "putenv"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,6 +105,17 @@ def test_what_is_no_record_of_ours_is_refused() -> None:
     for decode in (wire.decode_labels, wire.decode_feedback, wire.decode_examples, wire.decode_labelled):
         with pytest.raises(Damaged):
             decode(whole)
+
+
+def test_a_column_with_a_gap_is_refused() -> None:
+    read = pa.ipc.open_stream(wire.encode_labels(labels_of(["a", "b"], np.arange(2)))).read_all()
+    with pa.BufferOutputStream() as out:
+        gap = read.set_column(1, "label", pa.array([1.0, None], pa.float32()))
+        with pa.ipc.new_stream(out, gap.schema) as writer:
+            writer.write_table(gap)
+        data = out.getvalue().to_pybytes()
+    with pytest.raises(Damaged, match="label has gaps"):
+        wire.decode_labels(data)
 
 
 def test_rows_of_another_task_file_are_refused() -> None:

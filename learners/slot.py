@@ -233,6 +233,12 @@ class Slot:
         self.model = ready.model
         self._become(ready.meta)
 
+    def beside(self, ready: Ready) -> "Slot":
+        """Another slot like this one, which serves the prepared model; this one goes on as it is."""
+        other = copy.copy(self)
+        other.take(ready)
+        return other
+
     def _become(self, meta: Meta) -> None:
         self.lineage, self.refresh, self.chain = meta["lineage"], meta["refresh"], meta["chain"]
         self.event_ms, self.created_ms = meta["event_ms"], meta["created_ms"]

@@ -60,17 +60,17 @@ def names(model: EventModel) -> set[str]:
     return {*dense(model), INDEX, ROWS, *([] if model.vocabulary is None else [IDS])}
 
 
-def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
-    """Why `tensors` cannot be written into `model`, or None if they can: names, types, shapes, finiteness,
-    row numbers, and what the family itself knows.
+def problem(model: EventModel, tensors: dict[str, Tensor], most: float = math.inf) -> str | None:
+    """Why `tensors` cannot be written into `model`, or None if they can: names, types, shapes, finiteness, a magnitude
+    of up to `most` in what is no running statistic, row numbers, and what the family itself knows.
     """
-    wanted = dense(model)
-    if set(tensors) != names(model):
-        return f"has other tensors: {sorted(set(tensors) ^ names(model))}"
+    if set(tensors) != (wanted := names(model)):
+        return f"has other tensors: {sorted(set(tensors) ^ wanted)}"
     index = tensors[INDEX]
     if index.dtype != torch.int64 or index.ndim != 1:
         return f"{INDEX} is {index.dtype} of shape {tuple(index.shape)}"
-    shapes = {name: value.shape for name, value in wanted.items()}
+    statistics = model.statistics()
+    shapes = {name: value.shape for name, value in dense(model).items()}
     shapes[ROWS] = torch.Size((len(index), model.table.shape[1]))
     for name, shape in shapes.items():
         value = tensors[name]
@@ -78,8 +78,11 @@ def problem(model: EventModel, tensors: dict[str, Tensor]) -> str | None:
             return (
                 f"{name} is {value.dtype} of shape {tuple(value.shape)}, the model has float32 {tuple(shape)}"
             )
-        if not math.isfinite(largest(value)):
+        magnitude = largest(value)
+        if not math.isfinite(magnitude):
             return f"{name} holds NaN or infinity"
+        if magnitude > most and name not in statistics:
+            return f"{name} holds a value beyond {most:g}"
     if len(index) and (index[0] < 0 or index[-1] >= len(model.table) or bool((index.diff() <= 0).any())):
         return f"{INDEX} is not a rising list of rows below {len(model.table)}"
     if model.vocabulary is not None:
@@ -96,7 +99,7 @@ def largest(value: Tensor) -> float:
     if not value.numel():
         return 0.0
     low, high = torch.aminmax(value)
-    return float(torch.maximum(-low, high))
+    return max(-float(low), float(high))
 
 
 @torch.no_grad()

@@ -205,9 +205,7 @@ class LiveModel:
 
     def _beside(self, meta: Meta, payload: Payload) -> Canary:
         """A model that is checked as a swap is, to serve beside the live one. Raises BadUpdate."""
-        ready, task = self._slot.prepare(meta, payload), self._task
-        slot = Slot(task.schema, task.model, task.seed, admission=self._slot.admission)
-        slot.take(ready)
+        slot = self._slot.beside(self._slot.prepare(meta, payload))
         return Canary(slot, meta["canary"], self._writer())
 
     def _writer(self) -> ReportWriter:

@@ -41,9 +41,9 @@ def build_model(
     if wrong := misfit(config, schema.target):
         raise UserError(f"model {wrong[1]}", wrong[2])
     module, name = _FAMILIES[config.family].split(".")
-    model = getattr(import_module(f"learners.models.{module}"), name)(schema, config, seed)
-    made: Net | Counter = model if device is None or isinstance(model, Counter) else model.to(device)
-    return made
+    model: Net | Counter = getattr(import_module(f"learners.models.{module}"), name)(schema, config, seed)
+    stays = device is None or device.type == "cpu" or isinstance(model, Counter)
+    return model if stays else model.to(device)
 
 
 __all__ = ["Counter", "EventModel", "Net", "build_model"]

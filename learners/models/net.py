@@ -9,13 +9,13 @@ from learners.batch import ModelConfig, Schema
 from learners.blocks import EMBEDDED
 from learners.losses import loss_of
 from learners.models.base import LARGEST_LOGIT, EventModel, shares_of
+from learners.models.uniform_kernels import fill_cells, fill_rows
 
 LARGEST_FIRST_WEIGHT = (
     0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
 )
 LARGEST_OUTPUT = 1_000.0  # standard deviations: a value is always finite
 _NO_ROWS = torch.zeros(0, dtype=torch.int64)
-_AT_ONCE = 1024  # table rows that are drawn at a time, in a processor's cache
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -179,22 +179,10 @@ def deep_net(model: Net, inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def uniform_cells(seed: int, cell: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Numbers in [0, 1), each a pure function of the seed and its position in `cell`.
-
-    It is an integer hash (splitmix64, Steele, Lea & Flood 2014), not a random generator, so that it is the
-    same on every machine and with every version of torch.
-    """
-    with np.errstate(over="ignore"):  # in place: it is memory that takes the time
-        bits = cell * np.uint64(0x9E3779B97F4A7C15)
-        bits += np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            bits ^= bits >> np.uint64(shift)
-            bits *= np.uint64(factor)
-        bits ^= bits >> np.uint64(31)
-    bits >>= np.uint64(40)
-    unit: NDArray[np.float32] = bits.astype(np.float32)  # 24 bits: exact
-    unit *= np.float32(2.0**-24)
+def uniform_cells(seed: int, cells: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Numbers [m] in [0, 1), each a pure function of the seed and its position in `cells` [m]."""
+    unit = np.empty(len(cells), np.float32)
+    fill_cells(unit, _salt(seed), cells)
     return unit
 
 
@@ -204,10 +192,9 @@ def first_rows(seed: int, rows: NDArray[np.int64], width: int, linear: int = 1) 
     Therefore a checkpoint and a swap carry only the rows that were trained. The first `linear` columns are 0.
     """
     table = np.empty((len(rows), width), np.float32)
-    for start in range(0, len(rows), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
-        cells = (part[:, None] * width + np.arange(width)).astype(np.uint64)
-        unit = uniform_cells(seed, cells)
-        table[start : start + _AT_ONCE] = (unit * 2.0 - 1.0) * np.float32(LARGEST_FIRST_WEIGHT)
-    table[:, :linear] = 0.0
+    fill_rows(table, _salt(seed), rows, linear, np.float32(LARGEST_FIRST_WEIGHT))
     return torch.from_numpy(table)
+
+
+def _salt(seed: int) -> np.uint64:
+    return np.uint64(seed * 0xD1342543DE82EF95 % 2**64)

@@ -4,6 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.errors import UserError
 from learners.batch import ACTIVATIONS, FAMILIES, Batch, ModelConfig, Schema
@@ -12,7 +14,7 @@ from learners.models.base import SCALED_LIMIT, SCALER_ROWS
 from learners.models.factorization import CrossNet, DeepFM, TwoTower, split_columns
 from learners.models.linear import KernelSVM, LinearSVM
 from learners.models.net import ACTIVATIONS as LAYERS
-from learners.models.net import Linear, first_rows
+from learners.models.net import Linear, first_rows, uniform_cells
 from tests.learner_rows import CONFIG, SCHEMA, auc, log_loss, rows, trainer_of
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -286,6 +288,29 @@ def test_the_first_rows_are_the_same_on_every_machine():
 
 
 FIRST_ROW_OF_SEED_1 = [0.0, 0.031491197645664215, -0.021486222743988037]
+
+
+def hashed(seed: int, cell: int) -> float:
+    """splitmix64 in Python's own numbers, its first 24 bits."""
+    bits = (cell * 0x9E3779B97F4A7C15 + seed * 0xD1342543DE82EF95) % 2**64
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return float((bits ^ bits >> 31) >> 40) / 2.0**24
+
+
+@given(
+    seed=st.integers(-(2**65), 2**65),
+    index=st.lists(st.integers(0, 2**40), max_size=5),
+    width=st.integers(1, 20),
+    linear=st.integers(0, 3),
+)
+def test_first_rows_are_those_of_the_formula_bit_for_bit(seed, index, width, linear):
+    unit = np.array([[hashed(seed, row * width + c) for c in range(width)] for row in index], np.float32)
+    wanted = (unit.reshape(-1, width) * np.float32(2.0) - np.float32(1.0)) * np.float32(0.05)
+    wanted[:, :linear] = 0.0
+    np.testing.assert_array_equal(first_rows(seed, np.array(index, np.int64), width, linear).numpy(), wanted)
+    cells = np.array(index, np.uint64)
+    assert uniform_cells(seed, cells).tolist() == [hashed(seed, cell) for cell in index]
 
 
 def test_settings_survive_json():

@@ -336,6 +336,20 @@ def test_no_truncation_and_no_flipped_byte_gets_in(data):
     assert contents(slot) == before
 
 
+def test_a_slot_beside_serves_the_prepared_model_and_follows_it_while_the_first_goes_on():
+    trainer, slot = pair()
+    slot.apply(*refresh(trainer, 0))
+    challenger, before = trainer.clone("L2"), contents(slot)
+    challenger.train(rows(300, 8))
+    other = slot.beside(slot.prepare(*full(challenger)))
+    assert other.apply(*refresh(challenger, 9))
+    assert_serves(other, challenger)
+    assert contents(slot) == before
+    assert slot.apply(*refresh(trainer, 1))
+    assert_serves(slot, trainer)
+    assert_serves(other, challenger)
+
+
 def test_a_slot_scores_no_rows():
     _, slot = pair()
     scores, version = slot.score(np.zeros((0, 3), np.float32), np.zeros((0, 2), np.int64))

@@ -240,9 +240,11 @@ def test_random_features_approach_the_gaussian_kernel():
 def test_a_margin_learns_from_the_hinge_loss_alone_and_its_sigmoid_from_what_came_of_it():
     model = build_model(SCHEMA, replace(CONFIG, family="svm"), 7)
     assert isinstance(model, LinearSVM)
-    numbers, table_rows = torch.randn(8, 3), torch.zeros(8, 2, 1)
+    numbers = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    table_rows = torch.zeros(8, 2, 1)
     with torch.no_grad():
-        model.output.weight.fill_(100.0)  # all margins are wide
+        model.output.weight.fill_(100.0)
+        assert (model.margins(numbers, table_rows).abs() > 1.0).all()
     label = (model.margins(numbers, table_rows) > 0).float()
     model.objective(numbers, table_rows, label).backward()
     assert model.output.weight.grad is not None

@@ -9,7 +9,6 @@ from learners.batch import ModelConfig, Schema
 from learners.blocks import EMBEDDED
 from learners.losses import loss_of
 from learners.models.base import LARGEST_LOGIT, EventModel, shares_of
-from learners.models.uniform_kernels import fill_cells, fill_rows
 
 LARGEST_FIRST_WEIGHT = (
     0.05  # table rows start uniform in ± this, except their first column (the linear weight): 0
@@ -181,6 +180,8 @@ def deep_net(model: Net, inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
 
 def uniform_cells(seed: int, cells: NDArray[np.uint64]) -> NDArray[np.float32]:
     """Numbers [m] in [0, 1), each a pure function of the seed and its position in `cells` [m]."""
+    from learners.models.uniform_kernels import fill_cells  # only who draws waits for the compiler
+
     unit = np.empty(len(cells), np.float32)
     fill_cells(unit, _salt(seed), cells)
     return unit
@@ -191,6 +192,8 @@ def first_rows(seed: int, rows: NDArray[np.int64], width: int, linear: int = 1) 
 
     Therefore a checkpoint and a swap carry only the rows that were trained. The first `linear` columns are 0.
     """
+    from learners.models.uniform_kernels import fill_rows
+
     table = np.empty((len(rows), width), np.float32)
     fill_rows(table, _salt(seed), rows, linear, np.float32(LARGEST_FIRST_WEIGHT))
     return torch.from_numpy(table)

@@ -8,6 +8,8 @@ labelled examples.
 What follows an alert, challengers on trial or a new model under guard, may take longer than that. Until it is over, a
 loss that rises further without having fallen in between is the same drift: it is acted on under the id of that alert,
 and not told. So are scores that are off meanwhile. Inputs that move, or a loss that had recovered and rises, are news.
+That counts by when events were served: where labels take a week, those of what a new model served under its guard come
+when the guard is long over.
 
 Loss and calibration are the live model's: of a row that another one served, such as the one before a swap, whose
 labels go on coming, or a canary, they know nothing.
@@ -51,6 +53,8 @@ class Detectors:
         self._last: tuple[int, str, str] | None = None  # the newest alert: when (examples), its id and level
         self._moved: tuple[Affected, ...] = ()  # and the columns that moved
         self._told_ms = self._labelled_ms = LONG_AGO  # newest event that it rests on; newest labelled one
+        # The newest alert that was followed, and how far the stream was served when it was last.
+        self._followed, self._followed_ms = "", LONG_AGO
         self._waiting: list[Alert] = []  # warnings of events whose labels have not come
         # Alarms of the newest batch that were told before: warnings whose labels came, rises of an open episode.
         self.due: list[Alert] = []
@@ -84,6 +88,8 @@ class Detectors:
         """
         self._seen += len(batch)
         self._mature(int(batch.event_ms.max()))
+        if episode:
+            self._followed, self._followed_ms = episode, int(np.median(batch.known_ms))
         mine = (batch.lineage == lineage_number(version)) | (batch.lineage == 0)
         own, of_own = (batch, losses) if mine.all() else (batch.take(mine), losses[mine])
         found = self._loss.update(own, of_own, version)
@@ -106,6 +112,8 @@ class Detectors:
     def _told(self, alert: Alert, episode: str) -> Alert | None:
         """The alert as it is told: None where it is no news."""
         last = self._last
+        if not episode and alert.event_ms <= self._followed_ms:
+            episode = self._followed
         known = last is not None and self._seen - last[0] < self._cooldown
         if episode and not known and alert.level == "score":
             return None
@@ -133,8 +141,8 @@ class Detectors:
         seen, alert_id, level = self._last or (-1, "", "")
         mine: dict[str, NDArray[Any]] = {
             "counts": np.array([self._seen, seen], np.int64),
-            "last": np.array([alert_id, level], np.str_),
-            "times": np.array([self._told_ms, self._labelled_ms], np.int64),
+            "last": np.array([alert_id, level, self._followed], np.str_),
+            "times": np.array([self._told_ms, self._labelled_ms, self._followed_ms], np.int64),
             "waiting": np.array([msgspec.json.encode(self._waiting).decode()], np.str_),
             "moved": np.array([json.dumps([asdict(each) for each in self._moved])], np.str_),
         }
@@ -148,10 +156,10 @@ class Detectors:
         self._loss.load(part("loss", state))
         if self._shift is not None:
             self._shift.load(part("shift", state))
-        self._told_ms, self._labelled_ms = state["times"].tolist()
+        self._told_ms, self._labelled_ms, self._followed_ms = state["times"].tolist()
         self._waiting = msgspec.json.decode(str(state["waiting"][0]), type=list[Alert])
         self._calibration.load(part("calibration", state))
         self._moved = tuple(Affected(**each) for each in json.loads(str(state["moved"][0])))
         self._seen, last = state["counts"].tolist()
-        alert_id, level = state["last"].tolist()
+        alert_id, level, self._followed = state["last"].tolist()
         self._last = None if last < 0 else (last, alert_id, level)

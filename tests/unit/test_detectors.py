@@ -195,6 +195,25 @@ def test_a_loss_that_rises_further_while_its_alert_is_followed_is_the_same_drift
     assert [(alert.alert_id, alert.since_ms) for alert in acted_on] == [(first.alert_id, alone[1].since_ms)]
 
 
+@pytest.mark.parametrize(("until", "told"), [(CHANGE + 4_000, True), (CHANGE + 6_500, False)])
+def test_where_labels_are_late_it_counts_what_was_served_while_an_alert_was_followed(
+    until: int, told: bool
+) -> None:
+    batch, losses = rises((CHANGE, 0.3), (CHANGE + 5_000, 0.3))
+    late = (
+        2_000  # rows by which labels come after their events: the second rise is labelled when nobody follows
+    )
+    batch = replace(batch, known_ms=batch.event_ms + late * 1_000)
+    detectors, acted_on, end = Detectors(SCHEMA, CONFIG), list[Alert](), until - late
+    (first,) = feed(detectors, batch.slice(0, CHANGE + 1_000), losses)
+    assert feed(detectors, batch.slice(0, end), losses, CHANGE + 1_000, "L1.0", first.alert_id) == []
+    restarted = Detectors(SCHEMA, CONFIG)
+    restarted.load(unpack(pack(detectors.state())))
+    then = feed(restarted, batch, losses, end, acted_on=acted_on)
+    assert ([alert.details["further"] for alert in then], len(acted_on)) == ([told] * told, 1 - told)
+    assert {alert.alert_id for alert in acted_on} <= {first.alert_id}
+
+
 def test_a_loss_that_recovered_and_rises_is_another_drift_even_while_an_alert_is_followed() -> None:
     batch, losses = rises((CHANGE, 0.5), (CHANGE + 3_000, -0.5), (CHANGE + 8_000, 0.5))
     detectors = Detectors(SCHEMA, CONFIG)

@@ -37,7 +37,11 @@ def run_worker(app: "faust.App") -> None:
     """Run until SIGTERM or Ctrl-C, then leave the group cleanly; raises SystemExit."""
     from faust.worker import Worker  # the learner, which only logs as workers do, starts without Faust
 
-    worker = Worker(app, quiet=True, redirect_stdouts=False, override_logging=False)
+    class Promptly(Worker):
+        async def _sentinel_task(self) -> None:
+            """Faust's would sleep for a second here, when everything has ended, and whoever stops a role waits."""
+
+    worker = Promptly(app, quiet=True, redirect_stdouts=False, override_logging=False)
     worker.spinner = None  # an animation has no place in a log file
     _spare_collector()
     sys.setswitchinterval(_SWITCH_S)

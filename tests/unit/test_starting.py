@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faust.worker import Worker
 
 HEAVY = {
     "chdb",
@@ -64,3 +65,7 @@ def test_nothing_heavy_is_imported_that_is_not_needed(loaded: dict[str, set[str]
     )
     seen = [set(line.split()) & HEAVY for line in done.stdout.splitlines() if line.startswith("LOADED")]
     assert dict(zip(loaded, seen, strict=True)) == loaded, done.stderr
+
+
+def test_the_nap_at_a_worker_s_end_that_is_left_out_is_still_called_so() -> None:
+    assert callable(Worker._sentinel_task)

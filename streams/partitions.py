@@ -33,7 +33,7 @@ from faust.types import TP
 from infra.errors import UserError
 from streams.membership import NOBODY, Membership
 from streams.places import Place, Step, Tail
-from streams.transaction import Committer, Outputs
+from streams.transaction import Committer, Displaced, Outputs
 from streams.transport import Fetch
 
 log = logging.getLogger(__name__)
@@ -357,6 +357,9 @@ async def _guarded(work: Any) -> None:
         log.critical(
             "another worker has its partitions; the worker ends and starts again from the last commit"
         )
+        end(EXIT_AGAIN)
+    except Displaced as error:
+        log.critical("somebody else writes to its topics (%s); the worker ends and starts again", error)
         end(EXIT_AGAIN)
     except BaseException:
         log.critical(

@@ -293,7 +293,7 @@ async def _send(producer: AIOKafkaProducer, outputs: Outputs) -> None:
     next_of = dict(outputs.expected)
     for (at, size, _), place in zip(pending, places, strict=True):
         if next_of.get(at, place.offset) != place.offset:
-            raise Displaced(f"{at}: expected at offset {next_of[at]}, written at {place.offset}")
+            raise Displaced(f"{at[0]}[{at[1]}]: expected at offset {next_of[at]}, written at {place.offset}")
         outputs.ends[at] = place.offset + size
         if at in next_of:
             next_of[at] += size

@@ -40,6 +40,7 @@ class OnlineWriter:
         self._rows: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]] = {}
         self._waiting_since_ms: dict[str, int] = {}
         self._writing_since_ms: int | None = None
+        self._flushing = asyncio.Lock()  # the last flush may come while one is under way
         metrics.probe("online_waiting_ms", self._waiting_ms)
 
     def _waiting_ms(self) -> float:
@@ -74,6 +75,10 @@ class OnlineWriter:
 
     async def flush(self) -> None:
         """Write everything that was added so far."""
+        async with self._flushing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         loop, staleness_ms = asyncio.get_running_loop(), 0
         for entity in list(self._rows):
             parts, since_ms = self._rows.pop(entity), self._waiting_since_ms.pop(entity)

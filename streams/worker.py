@@ -2,17 +2,13 @@
 
 import gc
 import logging
-import sys
 from logging.config import dictConfig
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import faust
 
-_SWITCH_S = 0.0005
-"""How long the thread that works on batches may keep the interpreter from the one that reads from Kafka: ten times less
-than usual, since that one asks for it at every system call."""
-
+log = logging.getLogger(__name__)
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -35,16 +31,26 @@ def log_plainly() -> None:
 
 def run_worker(app: "faust.App") -> None:
     """Run until SIGTERM or Ctrl-C, then leave the group cleanly; raises SystemExit."""
-    from faust.worker import Worker  # the learner, which only logs as workers do, starts without Faust
+    # The learner, which only logs as workers do, starts without Faust.
+    from aiokafka.errors import KafkaConnectionError
+    from faust.worker import Worker
+
+    from streams.partitions import EXIT_AGAIN, end
 
     class Promptly(Worker):
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except KafkaConnectionError as error:  # it was there a moment ago, when the topics were looked at
+                log.critical("Kafka has gone (%s); the worker ends and starts again", error)
+                end(EXIT_AGAIN)
+
         async def _sentinel_task(self) -> None:
             """Faust's would sleep for a second here, when everything has ended, and whoever stops a role waits."""
 
     worker = Promptly(app, quiet=True, redirect_stdouts=False, override_logging=False)
     worker.spinner = None  # an animation has no place in a log file
     _spare_collector()
-    sys.setswitchinterval(_SWITCH_S)
     worker.execute_from_commandline()
 
 

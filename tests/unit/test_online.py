@@ -132,3 +132,17 @@ def test_features_that_cannot_be_registered_are_tried_again(tmp_path: Path) -> N
     asyncio.run(run())
     assert next(iter(store.read("zone", np.array([3])).values())) == [1.0]
     store.close()
+
+
+def test_the_last_flush_waits_for_one_that_is_under_way(tmp_path: Path) -> None:
+    async def act() -> None:
+        store = Store(tmp_path, Clock())
+        with ThreadPoolExecutor(1) as executor:
+            writer = OnlineWriter(store, executor, Metrics(), clock=Clock())
+            for entity in TRIPS.views:
+                width = len(TRIPS.views[entity].columns)
+                writer.add(entity, np.array([1, 2]), folded([1, 2], width))
+            await asyncio.gather(writer.flush(), writer.flush())
+            assert not writer._rows
+
+    asyncio.run(act())

@@ -173,7 +173,8 @@ def test_slow_scoring_is_noticed_when_most_batches_are(slow, noticed):
 def test_collapsed_scores_are_noticed_without_labels_and_usual_change_is_not():
     random = np.random.default_rng(1)
     usual, other = random.beta(2, 8, 5_000), random.beta(2, 6, 5_000)
-    for after, noticed in ((other, False), (np.full(5_000, 0.2), True), (random.beta(8, 2, 5_000), True)):
+    young, collapsed, turned = random.uniform(0.12, 0.3, 5_000), np.full(5_000, 0.2), random.beta(8, 2, 5_000)
+    for after, noticed in ((other, False), (young, False), (collapsed, True), (turned, True)):
         served = Served(GUARD)
         served.swapped("L1")
         served.hear("L1", part(usual))

@@ -40,9 +40,7 @@ class GuardConfig:
     max_bias: float = (
         0.1  # how far the mean score may be from the mean label, if the replaced one's is nearer
     )
-    max_shift: float = (
-        5.0  # PSI between the scores before and after the swap; of one score for all it is 6 or 7
-    )
+    max_shift: float = 5.0  # PSI of the scores, before to after the swap; of a constant score it is 6 or 7
     max_scoring_ms: float = 100.0  # for 64 rows, before a swap and after it
     canary: float = 0.0  # share of the entities that a new champion serves before it serves all; 0: none
     canary_events: int = 2_000  # labelled examples of its own that it may take to show that it does no harm

@@ -213,9 +213,7 @@ class Partitions:
                 records = place.take(left)
                 left -= waited - place.waiting
                 if records:
-                    place.quiet_at = clock() + self._quiet_s
-                    place.step.process(records, outputs)
-                    offsets |= {tp: place.next[tp] for tp in records}
+                    self._process(place, records, outputs, offsets)
                     await asyncio.sleep(0)
             elif place.quiet_at is not None and place.quiet_at <= clock():
                 again_s = await place.step.quiet(outputs)
@@ -228,6 +226,14 @@ class Partitions:
             self._idle.set()
             self._commit = self._start(self._write(outputs, offsets, tails))
             self._commit.add_done_callback(lambda _: self._news.set())
+
+    def _process(
+        self, place: Place, records: Mapping[TP, Sequence[Any]], outputs: Outputs, offsets: dict[TP, int]
+    ) -> None:
+        """Let a step process what came for it, or is going to come, and note how far it is then."""
+        place.quiet_at = asyncio.get_running_loop().time() + self._quiet_s
+        place.step.process(records, outputs)
+        offsets |= {tp: place.next[tp] for tp in records}
 
     async def _through(self, outputs: Outputs, offsets: dict[TP, int]) -> dict[TP, Tail]:
         """Process what is going to be written for later groups, and what follows from it.
@@ -242,9 +248,7 @@ class Partitions:
                 place = self._place(*tp)
                 if records := place.take_up(tp, outputs.records[tp], marks):
                     outputs.expected[tp] = records[0].offset
-                    place.quiet_at = asyncio.get_running_loop().time() + self._quiet_s
-                    place.step.process({tp: records}, outputs)
-                    offsets[tp] = place.next[tp]
+                    self._process(place, {tp: records}, outputs, offsets)
                 else:
                     place.tails[tp] = tails[tp] = Tail(marks)
             if ours:

@@ -277,18 +277,22 @@ async def _send(producer: AIOKafkaProducer, outputs: Outputs) -> None:
     Raises Displaced.
     """
     pending: list[tuple[tuple[str, int], int, Any]] = []
-    for at, records in outputs.records.items():
+
+    async def send(at: tuple[str, int], batch: Any) -> None:
         topic, partition = at
+        pending.append(
+            (at, batch.record_count(), await producer.send_batch(batch, topic, partition=partition))
+        )
+
+    for at, records in outputs.records.items():
         batch = producer.create_batch()
         for key, value, headers in records:
             if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                sent = await producer.send_batch(batch, topic, partition=partition)
-                pending.append((at, batch.record_count(), sent))
+                await send(at, batch)
                 batch = producer.create_batch()
                 if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                    raise ValueError(f"a record of {len(value or b'')} bytes does not fit a batch of {topic}")
-        sent = await producer.send_batch(batch, topic, partition=partition)
-        pending.append((at, batch.record_count(), sent))
+                    raise ValueError(f"a record of {len(value or b'')} bytes does not fit a batch of {at[0]}")
+        await send(at, batch)
     places = await asyncio.gather(*(sent for _, _, sent in pending))
     next_of = dict(outputs.expected)
     for (at, size, _), place in zip(pending, places, strict=True):

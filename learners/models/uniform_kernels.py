@@ -5,16 +5,10 @@ machine and with every version of torch. One call draws a whole table without Py
 every swap, beside the thread that scores.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-
-def kernel(function: Any) -> Any:
-    """Compiles at the first call and keeps the machine code on disk, so that only the first process waits."""
-    return njit(cache=True, nogil=True)(function)
+from learners.models.vocabulary_kernels import kernel
 
 
 @kernel

@@ -7,7 +7,7 @@ producer made here wraps its calls in `translated(address)`.
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -290,11 +290,13 @@ def read_all(
     return [record for partition in sorted(found) for record in found[partition]]
 
 
-def records_left(address: str, topic: str, offsets: Mapping[int, int]) -> bool:
+def records_left(
+    address: str, topic: str, offsets: Mapping[int, int], counts: Callable[[Record], bool] = lambda _: True
+) -> bool:
     """Whether `topic` has a committed record at or above `offsets`, by partition (0 for one that is not named).
 
     It looks at the records themselves: behind the last one, Kafka's end may count marks of transactions too. What an
-    open transaction has written counts as a record.
+    open transaction has written counts as a record; a record of which `counts` is false does not.
     """
     ends = end_offsets(address, topic)
     behind = {p: offsets.get(p, 0) for p, end in ends.items() if offsets.get(p, 0) < end}
@@ -308,7 +310,10 @@ def records_left(address: str, topic: str, offsets: Mapping[int, int]) -> bool:
             consumer.assign(list(places))
             for place, oldest in consumer.beginning_offsets(list(places)).items():
                 consumer.seek(place, max(behind[place.partition], oldest))  # what was deleted will not come
-            return any(found or time.monotonic() > deadline for found in polls(consumer, places))
+            return any(
+                time.monotonic() > deadline or any(counts(r) for records in found.values() for r in records)
+                for found in polls(consumer, places)
+            )
         finally:
             consumer.close()
 

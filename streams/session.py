@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from infra.errors import UserError
-from infra.kafka import committed_offsets, end_offsets, records_left
+from infra.kafka import Record, committed_offsets, end_offsets, records_left
+from streams import wire
 from streams.cluster import Cluster
 from streams.feed import Item, Progress, feed
 from streams.task import Task
@@ -150,17 +151,24 @@ def _all_learned(cluster: Cluster) -> bool:
     """Whether join has taken every label and example, and the learner every row and example.
 
     Among the examples stand the newest marks, of labels that do not come and of transactions, which nobody waits for.
-    One record of rows may hold thousands: of those none may be left.
+    One record of rows may hold thousands: join may leave none of those, and the learner none that it learns from.
     """
     kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
-    marks = 2 * cluster.settings.partitions
     join, learn = topics.group("join"), topics.group("learn")
     return (
         _left(kafka, join, topics.labels) <= 0
-        and _left(kafka, join, topics.examples) <= marks
-        and _left(kafka, learn, topics.examples) <= marks
+        and not records_left(
+            kafka, topics.examples, committed_offsets(kafka, join, topics.examples), _is_no_mark
+        )
+        and _left(kafka, learn, topics.examples) <= 2 * cluster.settings.partitions
         and not records_left(kafka, topics.labelled, committed_offsets(kafka, learn, topics.labelled))
     )
+
+
+def _is_no_mark(record: Record) -> bool:
+    """Whether a record of the examples topic holds rows or labels."""
+    is_labels = dict(record.headers).get(wire.KIND) == wire.LABELS
+    return not is_labels or len(wire.decode_labels(record.value).ids) > 0
 
 
 def _left(kafka: str, group: str, topic: str) -> int:

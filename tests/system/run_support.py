@@ -72,6 +72,15 @@ def until(
     return value
 
 
+def await_decided(kafka: str, topic: str) -> None:
+    """Wait until no transaction holds `topic` back: Kafka answers a commit before its readers see what it wrote."""
+    until(
+        lambda: end_offsets(kafka, topic, read_committed=True) == end_offsets(kafka, topic),
+        f"the end of the transactions in {topic}",
+        every_s=0.05,
+    )
+
+
 class Run:
     """One long-running command on a data folder; its output is in `<data>.out`."""
 

@@ -13,6 +13,7 @@ from infra.kafka import create_topics, read_all
 from streams import transaction
 from streams.membership import Membership
 from streams.transaction import Displaced, ExactlyOnce, Outputs, committed_offsets
+from tests.system import run_support as runs
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,7 @@ def one(topic: str, text: str) -> Outputs:
 
 
 def texts(broker: Any, topic: str, *, read_committed: bool = True) -> list[str]:
+    runs.await_decided(broker.address, topic)
     records = read_all(broker.address, topic, read_committed=read_committed)
     return [(record.value or b"").decode() for record in records]
 

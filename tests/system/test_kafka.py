@@ -26,6 +26,7 @@ from infra.kafka import (
     wait_ready,
 )
 from infra.ports import free_port
+from tests.system.run_support import await_decided
 
 Names = Callable[[str], str]
 
@@ -168,6 +169,7 @@ def test_an_open_transaction_holds_the_committed_end_back(
     assert values(address, topic) == [b"before"]
     assert values(address, topic, read_committed=False) == [b"before", b"open", b"open", b"after"]
     transactions.commit_transaction()
+    await_decided(address, topic)
     assert values(address, topic) == [b"before", b"open", b"open", b"after"]
 
 
@@ -179,8 +181,11 @@ def test_aborted_records_are_not_read(address: str, topic: str, transactions: An
             transactions.commit_transaction()
         else:
             transactions.abort_transaction()
+    await_decided(address, topic)
     assert values(address, topic) == [b"one", b"one", b"three", b"three"]
     assert len(values(address, topic, read_committed=False)) == 8
+    assert not records_left(address, topic, {0: 0}, lambda record: record.value in (b"two", b"four"))
+    assert records_left(address, topic, {0: 4}, lambda record: record.value == b"three")
     assert end_offsets(address, topic)[0] == 8 + 4  # a marker ends each transaction
     assert [records_left(address, topic, {0: n}) for n in (0, 7, 8, 9, 12)] == [
         True,

@@ -24,6 +24,7 @@ from streams.task import Task
 from streams.topics import Topics
 from streams.transaction import ExactlyOnce, Outputs
 from tests.stream_records import HIDDEN, task
+from tests.system import run_support as runs
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ async def send(context: JoinContext, *ids: str) -> None:
                 await producer.send_and_wait(context.topics.labels, value, partition=1)
     finally:
         await producer.stop()
+    runs.await_decided(context.settings.kafka, context.topics.labels)
 
 
 async def delete(context: JoinContext, before: int) -> None:
@@ -71,6 +73,7 @@ async def delete(context: JoinContext, before: int) -> None:
 
 def marks(context: JoinContext) -> list[list[int]]:
     """How far the labels have come, as each partition of the examples topic was told."""
+    runs.await_decided(context.settings.kafka, context.topics.examples)
     told: list[list[int]] = [[], []]
     for record in read_all(context.settings.kafka, context.topics.examples):
         headers = dict(record.headers)

@@ -264,11 +264,17 @@ def polls(
 
 
 def read_all(
-    address: str, topic: str, *, read_committed: bool = True, timeout_s: float = 60.0
+    address: str,
+    topic: str,
+    *,
+    read_committed: bool = True,
+    newest: int | None = None,
+    timeout_s: float = 60.0,
 ) -> list[Record]:
     """Every record of `topic` that is there now, by partition and then by offset.
 
-    With read_committed (the default) records of aborted and of still open transactions are not among them.
+    With read_committed (the default) records of aborted and of still open transactions are not among them. With
+    `newest`, those at the newest so many offsets of each partition.
     """
     ends = end_offsets(address, topic, read_committed=read_committed)
     found: dict[int, list[Record]] = {partition: [] for partition in ends}
@@ -278,7 +284,8 @@ def read_all(
         try:
             places = {TopicPartition(topic, partition): end for partition, end in ends.items()}
             consumer.assign(list(places))
-            consumer.seek_to_beginning(*places)
+            for place, oldest in consumer.beginning_offsets(list(places)).items():
+                consumer.seek(place, oldest if newest is None else max(oldest, places[place] - newest))
             for polled in polls(consumer, places, deadline):
                 for place, records in polled.items():
                     found[place.partition].extend(r for r in records if r.offset < places[place])

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from infra.clock import now_ms
 from infra.errors import UserError
-from infra.kafka import Record, committed_offsets, end_offsets, records_left
+from infra.kafka import Record, committed_offsets, end_offsets, partitions, read_all, records_left
 from streams import wire
 from streams.cluster import Cluster
 from streams.feed import Item, Progress, feed
+from streams.gate import PARTITIONS
+from streams.ordering import SOURCE, WATERMARK
 from streams.task import Task
 from streams.topics import Topics
 from streams.watch import Watch
@@ -24,6 +27,9 @@ READY_S, PREDICT_S, LEARN_S = 120.0, 60.0, 60.0
 _QUIET_S = 4.0
 _POLL_S = 0.2
 _ASK_EVERY_S = 1.0  # Kafka, how far the roles are
+_MARKS = (
+    128  # offsets of a partition of examples among which stands the newest mark of each partition of labels
+)
 
 
 class Source(Protocol):
@@ -125,7 +131,9 @@ def stream(cluster: Cluster, feeding: Feeding, show: Callable[[Watch, Feeding], 
     try:
         watch.catch_up()
         thread.start()
-        finish = _Finish(feeding, watch, lambda: _all_read(cluster), lambda: _all_learned(cluster))
+        finish = _Finish(
+            feeding, watch, lambda: _all_read(cluster), lambda fed_ms: _all_learned(cluster, fed_ms)
+        )
         while not finish.reached(time.monotonic()):
             watch.poll(_POLL_S)
             cluster.poll()
@@ -147,11 +155,13 @@ def _all_read(cluster: Cluster) -> bool:
     return _left(cluster.settings.kafka, topics.group("serve"), topics.events) <= 0
 
 
-def _all_learned(cluster: Cluster) -> bool:
-    """Whether join has taken every label and example, and the learner every row and example.
+def _all_learned(cluster: Cluster, fed_ms: int) -> bool:
+    """Whether join has taken every label and example, and knows so, and the learner every row and example.
 
-    Among the examples stand the newest marks, of labels that do not come and of transactions, which nobody waits for.
-    One record of rows may hold thousands: join may leave none of those, and the learner none that it learns from.
+    Rows whose window is over wait in join until every partition of labels says that it has come past `fed_ms`, when
+    the last event was sent. Among the examples stand the newest such marks, and those of transactions, which nobody
+    waits for. One record of rows may hold thousands: join may leave none of those, and the learner none that it
+    learns from.
     """
     kafka, topics = cluster.settings.kafka, Topics.of(cluster.task)
     join, learn = topics.group("join"), topics.group("learn")
@@ -160,9 +170,22 @@ def _all_learned(cluster: Cluster) -> bool:
         and not records_left(
             kafka, topics.examples, committed_offsets(kafka, join, topics.examples), _is_no_mark
         )
+        and _labels_came(kafka, topics) >= fed_ms
         and _left(kafka, learn, topics.examples) <= 2 * cluster.settings.partitions
         and not records_left(kafka, topics.labelled, committed_offsets(kafka, learn, topics.labelled))
     )
+
+
+def _labels_came(kafka: str, topics: Topics) -> int:
+    """Kafka's time to which all labels have come, as every partition of join was told; 0 where one was not of late."""
+    taken = committed_offsets(kafka, topics.group("join"), topics.examples)
+    come: dict[tuple[int, int], int] = {}
+    for record in read_all(kafka, topics.examples, newest=_MARKS):
+        headers = dict(record.headers)
+        if record.offset < taken.get(record.partition, 0) and {PARTITIONS, WATERMARK} <= headers.keys():
+            come[record.partition, int(headers[SOURCE])] = int(headers[WATERMARK])
+    places = partitions(kafka, topics.examples) * partitions(kafka, topics.labels)
+    return min(come.values()) if len(come) == places else 0
 
 
 def _is_no_mark(record: Record) -> bool:
@@ -185,16 +208,17 @@ class _Finish:
         feeding: Feeding,
         watch: Watch,
         all_read: Callable[[], bool],
-        all_learned: Callable[[], bool],
+        all_learned: Callable[[int], bool],
     ) -> None:
         self._feeding, self._watch, self._all_read, self._all_learned = feeding, watch, all_read, all_learned
         self._seen, self._moved_at = -1, 0.0
-        self._predicted = False
+        self._predicted, self._fed_ms = False, 0
         self._evaluations, self._quiet_since, self._ask_at = 0, 0.0, 0.0
 
     def reached(self, now: float) -> bool:
         if not self._feeding.done:
             return False
+        self._fed_ms = self._fed_ms or now_ms()
         if not self._predicted:
             if not self._all_answered(now):
                 return False
@@ -207,7 +231,7 @@ class _Finish:
         if now - self._quiet_since <= _QUIET_S or now < self._ask_at:
             return False
         self._ask_at = now + _ASK_EVERY_S
-        return self._all_learned()
+        return self._all_learned(self._fed_ms)
 
     def _all_answered(self, now: float) -> bool:
         """An answer for every event, or silence: duplicates are never answered, so this must end without them too."""

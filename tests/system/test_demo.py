@@ -12,9 +12,7 @@ from infra.clickhouse import open_archive
 from infra.kafka import end_offsets
 from tests.system import run_support as runs
 
-EVENTS = (
-    60_000  # `make demo` has 100,000 in the same day; a worker that dies early has caught up when the drift comes
-)
+EVENTS = 60_000  # `make demo` has 100,000 in the same day; a worker that dies early has caught up when the drift comes
 
 
 @dataclass

@@ -36,9 +36,14 @@ def one(topic: str, text: str) -> Outputs:
 
 
 def texts(broker: Any, topic: str, *, read_committed: bool = True) -> list[str]:
-    runs.await_decided(broker.address, topic)
     records = read_all(broker.address, topic, read_committed=read_committed)
     return [(record.value or b"").decode() for record in records]
+
+
+def await_texts(broker: Any, topic: str, expected: list[str]) -> None:
+    """Kafka answers a commit when it is decided; readers see it a moment later."""
+    runs.until(lambda: len(texts(broker, topic)) >= len(expected), f"{expected}")
+    assert texts(broker, topic) == expected
 
 
 async def until_stored(kafka: str, group: str, offsets: dict[TP, int]) -> None:
@@ -71,7 +76,7 @@ def test_outputs_and_offsets_become_visible_together(broker: Any, topic: str) ->
             await successor.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["a", "b"]
+    await_texts(broker, topic, ["a", "b"])
     assert [(r.key, r.headers) for r in read_all(broker.address, topic)] == [(b"k", [("h", b"v")])] * 2
 
 
@@ -94,7 +99,7 @@ def test_a_zombie_cannot_commit_after_its_successor_opened(broker: Any, topic: s
             await zombie.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["before", "after"]
+    await_texts(broker, topic, ["before", "after"])
 
 
 def test_what_a_dead_owner_left_open_is_aborted_by_its_successor(broker: Any, topic: str) -> None:
@@ -117,7 +122,7 @@ def test_what_a_dead_owner_left_open_is_aborted_by_its_successor(broker: Any, to
             await dying.stop()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["whole"]
+    await_texts(broker, topic, ["whole"])
     assert texts(broker, topic, read_committed=False) == ["half", "whole"]
 
 
@@ -181,7 +186,7 @@ def test_who_was_given_the_partitions_before_the_last_rebalance_cannot_commit(
             await owner.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["before"]
+    await_texts(broker, topic, ["before"])
 
 
 def test_a_stranger_cannot_commit_beside_a_group_that_lives(broker: Any, topic: str) -> None:
@@ -237,7 +242,7 @@ def test_what_a_worker_that_is_gone_left_open_is_ended_by_whoever_has_its_partit
             await first.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["before", "after"]
+    await_texts(broker, topic, ["before", "after"])
 
 
 def test_a_worker_that_dies_in_its_first_transaction_is_known_to_its_successor(
@@ -275,7 +280,7 @@ def test_a_worker_that_dies_in_its_first_transaction_is_known_to_its_successor(
             await first.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["after"]  # the half one does not hold up who reads
+    await_texts(broker, topic, ["after"])  # the half one does not hold up who reads
     assert texts(broker, topic, read_committed=False) == ["half", "after"]
 
 
@@ -332,7 +337,7 @@ def test_what_was_processed_as_coming_at_an_offset_is_committed_only_if_it_came_
         assert await committed_offsets(broker.address, f"{topic}-group", [source]) == {source: 2}
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["a"] * records + ["b"] * records
+    await_texts(broker, topic, ["a"] * records + ["b"] * records)
 
 
 def test_the_transaction_of_a_worker_that_lives_is_waited_for(broker: Any, topic: str) -> None:
@@ -361,4 +366,4 @@ def test_the_transaction_of_a_worker_that_lives_is_waited_for(broker: Any, topic
             await first.close()
 
     asyncio.run(run())
-    assert texts(broker, topic) == ["before", "more"]
+    await_texts(broker, topic, ["before", "more"])

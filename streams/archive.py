@@ -234,6 +234,9 @@ class ArchiveCommitter:
         )
         await self._consumer._commit(dict(offsets))
 
+    async def settle(self) -> None:
+        """See Committer: nothing is ever put off."""
+
     async def close(self) -> None:
         """See Committer."""
 

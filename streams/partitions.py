@@ -101,6 +101,7 @@ class Partitions:
         self._places: dict[tuple[str, int], Place] = {}
         self._last: Place | None = None  # that worked
         self._committer: Committer | None = None
+        self._membership = NOBODY
         self._tasks: set[asyncio.Task[None]] = set()
         self._commit: asyncio.Task[None] | None = None
         self._news, self._idle = asyncio.Event(), asyncio.Event()
@@ -292,9 +293,19 @@ class Partitions:
     async def revoked(self) -> None:
         """Before a rebalance: finish what was begun, since Kafka takes nothing more of it afterwards."""
         await self._hold()
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Whatever the committer has put off, as long as the partitions are ours."""
+        if self._committer is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._committer.settle(), _HOLD_S)
 
     async def assigned(self, tps: Iterable[TP], membership: Membership) -> None:
-        """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new."""
+        """After a rebalance: let go of what another worker now owns, keep what stayed, take what is new.
+
+        A worker that missed a rebalance takes everything anew: others may have owned it meanwhile.
+        """
         await self._hold()
         if membership == NOBODY:  # expelled already: the group will hand out the partitions once more
             return
@@ -302,8 +313,11 @@ class Partitions:
         for place in self._places.values():  # others may have written to the logs meanwhile
             place.tails.clear()
         self._alone = len(wanted) == self._partitions * len(self._order)
-        for at in [at for at in self._places if at not in wanted]:
-            self._let_go(self._places.pop(at), final=False)
+        was, self._membership = self._membership, membership
+        stayed = membership.member == was.member and membership.generation - was.generation <= 1
+        for at, place in list(self._places.items()):
+            if at not in wanted or (place.opening and not stayed):
+                self._let_go(self._places.pop(at), final=False)
         if self._committer is None:
             self._committer = self._new_committer()
             self._start(self._run())
@@ -338,6 +352,7 @@ class Partitions:
         """The worker stops by request."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hold(), _HOLD_S)
+        await self._settle()
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

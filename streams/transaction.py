@@ -105,7 +105,7 @@ class Outputs:
 
 
 class Committer(Protocol):
-    """What the owner of a worker's partitions needs of Kafka; the same four methods for both guarantees.
+    """What the owner of a worker's partitions needs of Kafka; the same five methods for both guarantees.
 
     `marks` is how many offsets a commit itself takes in each partition that it wrote to.
     """
@@ -120,6 +120,9 @@ class Committer(Protocol):
 
     async def commit(self, outputs: Outputs, offsets: Mapping[TP, int]) -> None:
         """Make `outputs` and the next input `offsets` durable; raises when it could not."""
+
+    async def settle(self) -> None:
+        """Commit what was put off, while the partitions are still ours."""
 
     async def close(self) -> None:
         """Let go without committing anything."""
@@ -178,6 +181,9 @@ class ExactlyOnce:
         await producer.send_offsets_to_transaction(positions, self._group)  # 5
         await producer.commit_transaction()  # 6
 
+    async def settle(self) -> None:
+        """See Committer: nothing is ever put off."""
+
     async def close(self) -> None:
         """See Committer."""
         await self._producer.stop()
@@ -200,6 +206,7 @@ class AtLeastOnce:
         self._offsets: dict[TP, int] = {}
         self._started: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # one commit at a time
 
     async def open(self, sources: Sequence[TP]) -> dict[TP, int]:
         """See Committer."""
@@ -222,9 +229,18 @@ class AtLeastOnce:
             self._committing = asyncio.create_task(self._commit_soon())
 
     async def _commit_soon(self) -> None:
-        await asyncio.sleep(_OFFSETS_EVERY_S)
-        if self._offsets:
-            await self._consumer._commit(dict(self._offsets))
+        while self._offsets:  # more may come while Kafka answers
+            await asyncio.sleep(_OFFSETS_EVERY_S)
+            await self.settle()
+
+    async def settle(self) -> None:
+        """See Committer."""
+        async with self._lock:
+            if offsets := dict(self._offsets):
+                await self._consumer._commit(offsets)
+                for tp, at in offsets.items():
+                    if self._offsets.get(tp) == at:
+                        del self._offsets[tp]
 
     async def close(self) -> None:
         """See Committer."""

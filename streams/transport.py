@@ -40,6 +40,10 @@ _SWITCH_S = 0.0005
 """How long a thread of the worker may keep the interpreter while others wait: Python's 5 ms are as long as a pass, and
 the consumer, snapshots, Feast and a model that is prepared have threads of their own."""
 
+_NEVER_S = 20 * 86_400.0
+"""aiokafka leaves the group when nobody polled for so long, and joins again only once somebody does; but Faust does not
+poll without partitions, nor do we while all of them are behind. (20 days of ms fit in 32 bits.)"""
+
 _STALE_S = 0.003
 """After so long without asking, what aiokafka has at hand is as old; what came meanwhile is worth so long a wait."""
 
@@ -65,6 +69,18 @@ class Fetch:
         return self.sequence == previous.sequence + 1
 
 
+async def to_committed(consumer: AIOKafkaConsumer) -> dict[Any, int | None]:
+    """Go to what is committed, or to the beginning; the offsets as they are stored.
+
+    aiokafka's own method leaves a partition where it is that has no commit, or one at 0.
+    """
+    found: dict[Any, int | None] = await consumer.seek_to_committed()
+    for at, offset in found.items():
+        if not offset and at in consumer.assignment():
+            consumer.seek(at, 0)  # where that is gone, `auto_offset_reset` says where to begin
+    return found
+
+
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         conf = self.app.conf
@@ -88,6 +104,10 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             metadata_max_age_ms=30_000,
         )
+
+    async def seek_to_committed(self) -> Any:
+        """See `to_committed`."""
+        return await self.call_thread(lambda: to_committed(self._ensure_consumer()))
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's watchdog for acknowledged offsets: meaningless here, since Faust acknowledges nothing."""
@@ -240,7 +260,7 @@ def make_app(name: str, settings: Settings, *, max_poll_records: int = 4000) -> 
         broker_heartbeat_interval=2.0,
         broker_request_timeout=20.0,
         broker_rebalance_timeout=20.0,
-        broker_max_poll_interval=300.0,
+        broker_max_poll_interval=_NEVER_S,
         worker_redirect_stdouts=False,
     )
     transport = BatchTransport([*app.conf.broker], app)

@@ -56,6 +56,9 @@ class Kafka:
         self.committed |= offsets
         self.commits += 1
 
+    async def settle(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 

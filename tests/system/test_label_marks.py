@@ -1,4 +1,7 @@
-"""What a partition of labels says of how far it has come, on a real broker: with labels, without, after a takeover."""
+"""What a partition of labels says of how far it has come, on a real broker: with labels, without, after a takeover.
+
+And while the labels of a transaction wait for its end.
+"""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ from faust.types import TP
 
 from infra.blobs import Blobs
 from infra.clock import now_ms
-from infra.kafka import create_topics, read_all
+from infra.kafka import create_topics, end_offsets, read_all
 from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
@@ -128,7 +131,31 @@ async def the_life_of_a_step(context: JoinContext) -> None:
     await quiet(second, successor, end)
     assert [len(told) for told in marks(context)] == [6, 6]
     await successor.close()
+    await an_open_transaction(context)
     await context.end_of_log.close()
+
+
+async def an_open_transaction(context: JoinContext) -> None:
+    """A partition does not say that it has come further than a label which may yet be committed."""
+    source = TP(context.topics.labels, 1)
+    end = end_offsets(context.settings.kafka, source.topic)[1]
+    producer = AIOKafkaProducer(bootstrap_servers=context.settings.kafka, transactional_id=uuid4().hex)
+    await producer.start()
+
+    async def reached() -> bool:
+        return await context.end_of_log.reached(source, end)
+
+    try:
+        for commits in (False, True):
+            assert await reached()
+            await producer.begin_transaction()
+            await producer.send_and_wait(source.topic, b'{"trip": "d", "bad": 1}', partition=1)
+            assert not await reached()
+            await (producer.commit_transaction() if commits else producer.abort_transaction())
+            runs.await_decided(context.settings.kafka, source.topic)
+        assert not await reached()  # it came
+    finally:
+        await producer.stop()
 
 
 def test_marks_follow_from_the_labels_and_from_kafka_alone(made: Task, broker: Any, tmp_path: Path) -> None:

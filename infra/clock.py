@@ -6,3 +6,8 @@ import time
 def now_ms() -> int:
     """Wall-clock time: int milliseconds since the Unix epoch, UTC. It may jump: for stamps, not for waiting."""
     return time.time_ns() // 1_000_000
+
+
+def ticks_ms() -> int:
+    """Int milliseconds that only grow, since some moment of this machine's: for waiting."""
+    return time.monotonic_ns() // 1_000_000

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from kafka import TopicPartition
 
-from infra.clock import now_ms
+from infra.clock import ticks_ms
 from infra.kafka import Record, make_consumer
 from infra.metrics import Metrics
 from learners.batch import Batch
@@ -163,9 +163,9 @@ class LabelledReader:
     def steps(self, most: int) -> list[Step]:
         """The next steps, at most `most`: waits a moment if none is there."""
         wait = 0 if self._full else POLL_MS if not self._cutter.open_rows else OPEN_POLL_MS
-        began = now_ms()
+        began = ticks_ms()
         self._poll(wait, most_waiting=MOST_WAITING)
-        awaited = self._awaited(min(now_ms() - began, wait))
+        awaited = self._awaited(min(ticks_ms() - began, wait))
         made = self._cutter.steps(awaited, most, flush=True)
         self._full = len(made) == most
         return made

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infra.clock import now_ms
+from infra.clock import now_ms, ticks_ms
 from infra.disk import usable
 from infra.kafka import translated
 from infra.settings import Settings, load_model_key
@@ -102,7 +102,7 @@ class Learner:
         self._control = control
         costs = Costs(task.schema, task.drift.max_scoring_ratio)
         self._steering = Steering(task.guard, costs, control, heads, registry) if control else None
-        self._steered_ms = 0
+        self._steer_due_ms = 0  # ticks, as all that the learner waits for
         self._wanted = recipe_of(task, freeze_at_ms)
         self.training = Training(
             self._wanted, self._ledger, publisher, Announcer(task, outlet, store), registry
@@ -127,13 +127,13 @@ class Learner:
             self.start()
             if self._control is not None:
                 self._control.start()
-            refreshed = saved = now_ms()
+            refreshed = saved = ticks_ms()
             took = 0  # by the newest checkpoint
             while not self._stop:
                 self._learn(self._reader.steps(MOST_STEPS))  # 1, 2, 3
                 self._steer()
                 self._look()  # 4
-                now = now_ms()
+                now = ticks_ms()
                 if now - refreshed >= self._task.serving.refresh_every_ms:
                     self.training.refresh()  # 5
                     self._tell_place()
@@ -141,7 +141,7 @@ class Learner:
                 due = now - saved >= self._every_ms or self._worked_ms >= CHECKPOINT_WORK_MS
                 if due and now - saved >= CHECKPOINT_SHARE * took:
                     self._checkpoint()  # 6
-                    saved, took = now, now_ms() - now
+                    saved, took = now, ticks_ms() - now
             self._checkpoint()
             self._tell_place()
             ranks().tell(None)
@@ -155,7 +155,7 @@ class Learner:
 
     def start(self) -> None:
         """Become what the former life was when it ended, or begin."""
-        began, training = now_ms(), self.training
+        began, training = ticks_ms(), self.training
         training.positions = dict.fromkeys(range(self._settings.partitions), (0, 0))
         self._repeat(self._load())
         repeated = training.step
@@ -168,7 +168,7 @@ class Learner:
         if self._watch is not None:
             self._watch.start()
         training.settle()
-        took = (now_ms() - began) / 1000
+        took = (ticks_ms() - began) / 1000
         log.info("ready with %s at step %d after %.1f s", training.arena.champion.version, repeated, took)
 
     def _load(self) -> list[Line]:
@@ -250,7 +250,7 @@ class Learner:
         if not steps:
             ranks().tell(Wait())
             return
-        began, training = now_ms(), self.training
+        began, training = ticks_ms(), self.training
         times = [step.batch.event_ms for step in steps]
         entry = Steps(
             training.step + 1,
@@ -260,22 +260,23 @@ class Learner:
             training.recipe.seed,
             training.recipe.hash,
         )
-        self._ledger.append(entry, began)
+        self._ledger.append(entry, now_ms())
         for step in steps:
             training.learn(step.batch, step.runs)
             self._steer()
         training.positions = self._reader.positions  # also past records without rows
-        self._worked_ms += now_ms() - began
+        self._worked_ms += ticks_ms() - began
 
     def _steer(self) -> None:
         """Follow the workers and the commands; what changes a model is written down before it is done."""
-        training, now = self.training, Now(self.training.event_ms, now_ms())
         if self._steering is None:
             return
+        training, ticks = self.training, ticks_ms()
         untimed = self._steering.costs.due(training.arena.challengers)  # before their first verdict
-        if now.created_ms - self._steered_ms < STEER_EVERY_MS and not untimed:
+        if ticks < self._steer_due_ms and not untimed:
             return
-        self._steered_ms = now.created_ms
+        self._steer_due_ms = ticks + STEER_EVERY_MS
+        now = Now(training.event_ms, now_ms())
         for each in self._steering.turn(training.arena, training.step, now):
             if isinstance(each, Decision):
                 training.tell(each)

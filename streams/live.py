@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from numpy.typing import NDArray
 
 from infra.blobs import Blobs
-from infra.clock import now_ms
+from infra.clock import now_ms, ticks_ms
 from infra.metrics import Metrics
 from infra.settings import Settings, load_model_key
 from learners.admission import Admission, BadUpdate, Meta, check_meta
@@ -50,7 +50,7 @@ class LiveModel:
         self._canary: Canary | None = None
         self._refused: set[str] = set()  # lineages that were not taken as a canary
         self._news = asyncio.Event()
-        self._reloaded_ms = 0
+        self._reload_due_ms = 0
         metrics.probe("model_age_ms", self._age_ms)
 
     def _age_ms(self) -> float:
@@ -223,9 +223,9 @@ class LiveModel:
 
     async def _reload(self, error: MissedRefresh) -> int | None:
         """Take the newest whole model, at most once a second: it may be older than what is missed."""
-        if now_ms() - self._reloaded_ms < _RELOAD_PAUSE_MS:
+        if (now := ticks_ms()) < self._reload_due_ms:
             return None
-        self._reloaded_ms = now_ms()
+        self._reload_due_ms = now + _RELOAD_PAUSE_MS
         log.info("%s; loading the newest whole model", error)
         head = await asyncio.to_thread(self._heads.get)
         if head is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.clock import now_ms
+from infra.clock import ticks_ms
 from infra.metrics import Metrics
 from streams.stage import Folded
 
@@ -33,7 +33,7 @@ class OnlineWriter:
         executor: Executor,
         metrics: Metrics,
         every_s: float = 1.0,
-        clock: Callable[[], int] = now_ms,
+        clock: Callable[[], int] = ticks_ms,
     ) -> None:
         self._writer, self._executor, self._metrics, self._every_s = writer, executor, metrics, every_s
         self._clock = clock

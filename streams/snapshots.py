@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featurestore.snapshot import CorruptSnapshot, load_state, save_state
 from infra.blobs import BlobMissing, Blobs
-from infra.clock import now_ms
+from infra.clock import ticks_ms
 from infra.metrics import Metrics
 from streams.transaction import Outputs
 
@@ -99,17 +99,17 @@ class SnapshotWriter:
             executor,
             metrics,
         )
-        self._due_ms = now_ms() + every_ms
+        self._due_ms = ticks_ms() + every_ms
         self._saving: asyncio.Future[None] | None = None
 
     def take(self, offsets: Sequence[int], copy: Callable[[], Arrays], outputs: Outputs) -> None:
         """If it is time for one: copy the state, which includes everything below `offsets`, to store it once `outputs`
         are committed.
         """
-        began = now_ms()
+        began = ticks_ms()
         if began < self._due_ms or (self._saving is not None and not self._saving.done()):
             return
-        arrays, ended = copy(), now_ms()
+        arrays, ended = copy(), ticks_ms()
         self._due_ms = ended + max(self._every_ms, _MOST_SHARE * (ended - began))
         outputs.after.append(partial(self._begin, list(offsets), arrays))
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from infra.blobs import Blobs
-from infra.clock import now_ms
 from infra.kafka import Record
 from learners import checkpoint
 from learners.entries import Line, Settings, Steps, Version, Void
@@ -131,8 +130,8 @@ def check_updates(outlet: ListOutlet, entries: list[Line]) -> None:
 def test_a_learner_that_dies_again_and_again_is_the_undisturbed_one(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[str]
 ) -> None:
-    clock = count(now_ms())  # checkpoints come as often on a busy machine
-    monkeypatch.setattr("streams.learn.now_ms", lambda: next(clock))
+    clock = count()  # checkpoints come as often on a busy machine
+    monkeypatch.setattr("streams.learn.ticks_ms", lambda: next(clock))
     chance, outlet, fate = random.Random(seed), ListOutlet(), Fate(monkeypatch)
     spans, died, at_once = iter(lambda: chance.randint(1, 70), 0), 0, chance.choice([1, 3, 50])
     steps = []

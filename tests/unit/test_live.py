@@ -169,7 +169,7 @@ def test_a_worker_that_missed_the_end_of_a_canary_drops_it_when_it_catches_up(se
     for dropped in (False, True):
         if dropped:
             heads.drop_canary()
-            model._reloaded_ms = 0
+            model._reload_due_ms = 0
         meta, payload = later[int(dropped)]
         record = logs.Logged("t", 0, 0, 0, payload, headers=[(META, json.dumps(meta).encode())])
         model._slot.load_full(*whole(trained("L1", 3)))  # it is behind once more

@@ -32,6 +32,7 @@ NEVER = 2**62  # the block in which a column has its first value, if it has none
 LESSON = 2  # alarms after which a column that alarms again and again must move further than before
 FADE = 0.5 ** (1 / (500 * BLOCKS))  # a lesson is worth half after 500 windows
 OFF = 2.0  # a threshold that no change of correlations is to pass: they are not watched
+LEAP = 2  # a model that has learned more than so many times what it had a window ago is another one
 LEAST = 0.02  # change of the share of missing values, and share of new ones, that a column must pass
 STATISTICS = ("psi", "missing", "new_values", "joint")
 JOINT = STATISTICS.index("joint")
@@ -64,6 +65,10 @@ class ShiftDetector:
     No alarm is possible in the first 12 windows, nor in the 5 windows after an alert. A column that gets its first
     values later, such as a rate of labels, which nobody knows in the first days, is watched once all of the reference
     came after them: that it begins is no shift. A large shift is seen within about a window, a smaller one within two.
+
+    Scores move too when a model has leapt: a young one that served for long as it was, while nothing reached it, and
+    then has learned many times as much (`LEAP`). That is no drift. From there on the score begins anew, as a column
+    that gets its first values then; inputs are watched on. A model that has learned for long cannot leap.
     """
 
     def __init__(self, schema: Schema, config: DriftConfig) -> None:
@@ -99,6 +104,7 @@ class ShiftDetector:
         self._able = np.zeros(len(self._of), np.bool_)  # ... and whether all of the reference came after it
         self._alarms = np.zeros(len(self._of), np.int64)  # of each statistic so far ...
         self._largest = np.zeros(len(self._of))  # ... and the largest effect among them, faded
+        self._learned: deque[int] = deque(maxlen=BLOCKS)  # examples that the model of each block had learned
         self._counted = self._seen = self._quiet_until = 0  # blocks; rows; rows until which it is silent
 
     def psi(self) -> dict[str, float]:
@@ -106,8 +112,13 @@ class ShiftDetector:
         found = zip(self.columns, self._newest.tolist(), strict=True) if len(self._newest) else ()
         return {name: value for name, value in found if math.isfinite(value)}
 
-    def update(self, batch: Batch, scores: NDArray[np.floating[Any]], version: str) -> list[Alert]:
-        """Feed a batch and its scores [n]. `version` is the live model's, for the alert."""
+    def update(
+        self, batch: Batch, scores: NDArray[np.floating[Any]], version: str, learned: int = 0
+    ) -> list[Alert]:
+        """Feed a batch and its scores [n]. `version` is the live model's, for the alert.
+
+        `learned` is from how many examples it had learned; 0 where scores never wait for a refresh, and cannot leap.
+        """
         numbers = np.concatenate(
             [batch.numbers[:, self._numbers], np.asarray(scores, np.float32)[:, None]], axis=1
         )
@@ -117,17 +128,31 @@ class ShiftDetector:
         alerts: list[Alert] = []
         full = len(pending) // self._block * self._block
         for start in range(0, full, self._block):
-            alerts += self._full_block(pending.slice(start, start + self._block), version)
+            alerts += self._full_block(pending.slice(start, start + self._block), version, learned)
         self._pending = pending.slice(full, len(pending))
         return alerts
 
     def swapped(self) -> None:
         """Another model gives the scores from now on: what was normal, and what is usual, begins anew."""
         self._rebase()
+        self._forget_score()
+
+    def _forget_score(self) -> None:
+        """Forget what was usual for the score."""
+        self._learned.clear()
         for statistic in np.flatnonzero(self._of == self._score_at).tolist():
             self._evidence.forget(statistic)
             for window in self._habit:
                 window[statistic] = np.nan
+
+    def _follow(self, learned: int) -> None:
+        """The newest block's model had learned so many examples: after a leap the score begins anew."""
+        if learned > LEAP * min(self._learned, default=learned):
+            self._forget_score()
+            if self._reference is not None:  # one that is made later has the new scores too
+                self._first[self._score_at] = self._counted + 1  # the newest block may have old ones as well
+                self._able[self._of == self._score_at] = False
+        self._learned.append(learned)
 
     @property
     def seen(self) -> int:
@@ -151,12 +176,13 @@ class ShiftDetector:
         self._histograms.clear()
         self._evidence.restart()
 
-    def _full_block(self, block: Watched, version: str) -> list[Alert]:
+    def _full_block(self, block: Watched, version: str, learned: int) -> list[Alert]:
         """Compare, maybe alert, then let the block become part of the past."""
         self._seen += len(block)
         self._counted += 1
         self._largest *= FADE
         self._first[block.known() & (self._first == NEVER)] = self._counted
+        self._follow(learned)
         self._blocks.append(block)
         if self._joint is not None:
             self._joint.add(block)
@@ -334,6 +360,7 @@ class ShiftDetector:
             "alarms": self._alarms.copy(),
             "largest": self._largest.copy(),
             "newest": self._newest.copy(),
+            "learned": np.array(self._learned, np.int64),
             "habit": np.array(self._habit, np.float64).reshape(-1, len(self._of)),
             "blocks": np.array([len(self._blocks), self._made_of, self._age], np.int64),
             "counts": np.array(counts, np.int64),
@@ -352,6 +379,8 @@ class ShiftDetector:
         self._pending = rows.slice(blocks * size, len(rows))
         self._habit = deque(state["habit"].copy(), maxlen=HABIT + 1)
         self._newest, self._first = state["newest"].copy(), state["first"].copy()
+        learned = state["learned"].tolist() if "learned" in state else []  # older states do not say
+        self._learned = deque(learned, maxlen=BLOCKS)
         self._alarms, self._largest = state["alarms"].copy(), state["largest"].copy()
         self._new = deque(state["new"], maxlen=BLOCKS)
         self._seen_values.load(state["seen"])

@@ -109,7 +109,8 @@ class Learner:
         )
         self._reader = LabelledReader(source, task.model.batch_size, task.rows_hash, self.training.metrics)
         self._served = served
-        self._watch = ServedWatch(task, served, self.training.metrics) if served else None
+        metrics = self.training.metrics
+        self._watch = ServedWatch(task, served, metrics, publisher.learned) if served else None
         self._publisher = publisher
         self._saved = 0  # checkpoints
         self._worked_ms = 0  # learning since the newest one

@@ -5,10 +5,12 @@ names two different weights: the numbers that a former life of the learner used 
 model that is sent after that life was lost in part gets a number above them.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
 from infra.clock import now_ms
+from learners.batch import refresh_number
 from learners.entries import Position, Version
 from learners.ledger import Ledger
 from learners.parallel import ranks
@@ -18,6 +20,8 @@ from learners.trainer import Trainer
 from streams.crew import Publish
 from streams.heads import Head, Heads
 from streams.outlet import Meta, Outlet
+
+NEARLY = 16  # versions that learned less than one part in so many more count as the one before
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,28 @@ class Publisher:
         self.offset, self.chain = -1, ""
         self.numbers: dict[str, int] = {}
         self.canary = ""  # the lineage of the canary that is out
+        # Of each lineage: numbers of refreshes, and from how many examples these had learned.
+        self._learned: dict[str, list[tuple[int, int]]] = {}
         self._heard: set[str] = set()  # chains of the updates of a former life
         self._why = "the learner started"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"offset": self.offset, "chain": self.chain, "numbers": self.numbers, "canary": self.canary}
+        state = {"offset": self.offset, "chain": self.chain, "numbers": self.numbers, "canary": self.canary}
+        return state | {"learned": self._learned}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.offset, self.chain, self.numbers = state["offset"], state["chain"], state["numbers"]
         self.canary = state["canary"]
+        learned = state.get("learned", {})  # older states do not say
+        self._learned = {name: [(n, count) for n, count in each] for name, each in learned.items()}
+
+    def learned(self, version: str) -> int:
+        """From how many examples a version that was made here had learned, about; 0 where that is not known."""
+        made = self._learned.get(version.partition(".")[0], [])
+        place = bisect_right(made, refresh_number(version), key=lambda each: each[0])
+        return made[place - 1][1] if place else 0
 
     def hear(self) -> None:
         """Note what a former life of this learner published since the checkpoint it left."""
@@ -147,7 +162,15 @@ class Publisher:
         """`update_of`, by all ranks."""
         ranks().tell(Publish(arm.lineage, whole, above))
         times = {"event_ms": event_ms, "created_ms": now_ms()}
-        return update_of(arm, whole, above, **times, key=self._key, canary=canary)
+        made = update_of(arm, whole, above, **times, key=self._key, canary=canary)
+        self._note_learned(arm)
+        return made
+
+    def _note_learned(self, arm: Trainer) -> None:
+        known = self._learned.setdefault(arm.lineage, [])
+        before = known[-1][1] if known else -1
+        if arm.examples < before or arm.examples > before + before // NEARLY:  # less, where it began anew
+            known.append((arm.refresh, arm.examples))
 
     def _publish(
         self, meta: Meta, payload: bytes, place: Place, above: int | None = None, why: str = ""

@@ -8,7 +8,7 @@ the topic that it was noticed at, so that a learner that is started again neithe
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,14 @@ MOST_WAITING = 256  # records of a partition that are kept while another one's a
 class ServedWatch:
     """Reads a task's examples and says when inputs or scores moved. First `load` a state if there is one, then `start`.
 
-    `positions` is the offset at which each partition goes on.
+    `positions` is the offset at which each partition goes on. `learned` says from how many examples a version had
+    learned.
     """
 
-    def __init__(self, task: Task, source: LabelledLog, metrics: Metrics) -> None:
-        self._task, self._log, self._metrics = task, source, metrics
+    def __init__(
+        self, task: Task, source: LabelledLog, metrics: Metrics, learned: Callable[[str], int]
+    ) -> None:
+        self._task, self._log, self._metrics, self._learned = task, source, metrics, learned
         self._made_for = f"{task.schema_hash} {task.drift}"
         self._detector = ShiftDetector(task.schema, task.drift)
         self._lineage = ""
@@ -110,7 +113,8 @@ class ServedWatch:
         unknown = np.zeros(len(rows), np.float32)
         batch = Batch(rows.ids, rows.event_ms, rows.event_ms, rows.numbers, rows.categories, served, unknown)
         self.event_ms = max(self.event_ms, int(rows.event_ms.max()))
-        found = self._detector.update(batch, self._task.schema.target.one(served), version)
+        one = self._task.schema.target.one(served)
+        found = self._detector.update(batch, one, version, self._learned(version))
         return found[0] if found else None
 
     def psi(self) -> dict[str, float]:

@@ -163,6 +163,31 @@ def test_what_was_published_is_published_again_only_where_it_was_lost(tmp_path: 
     assert [payload for _, payload in outlet.updates] == [payload for _, payload in sent]
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_what_a_version_had_learned_is_known_after_a_restart_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    clock, outlet = count(now_ms(), 5), ListOutlet()
+    monkeypatch.setattr(
+        "streams.learn.now_ms", lambda: next(clock)
+    )  # refreshes come as often on a busy machine
+    first = logs.learner(TASK, tmp_path, log(), outlet, at_once=3, checkpoint_every_ms=10**6)
+    if not checkpoint:  # it dies before: all is made again from the ledger
+        first._checkpoint = lambda: None  # type: ignore[method-assign]
+    first.run()
+    second = logs.learner(TASK, tmp_path, log(), outlet)
+    second.start()
+    second._ledger.close()
+    entries = [line.entry for line in lines(first)]
+    versions = [entry for entry in entries if isinstance(entry, Version) and entry.lineage == "L1"]
+    assert len(versions) > 3
+    for version in versions:
+        told = first._publisher.learned(version.version)
+        assert version.examples * 15 / 16 <= told <= version.examples
+        assert second._publisher.learned(version.version) == told
+    assert first._publisher.learned("L1.0") == first._publisher.learned("L99.1") == 0
+
+
 def identity(meta: Meta) -> tuple[str, str, str]:
     return meta["version"], meta["chain"], meta["sha256"]
 

@@ -64,13 +64,37 @@ def changed(batch: Batch, at: int, column: str, value: np.ndarray | float) -> Ba
     )
 
 
-def feed(detector: ShiftDetector, batch: Batch, scores: np.ndarray, step: int = 500) -> list[Alert]:
+def feed(
+    detector: ShiftDetector,
+    batch: Batch,
+    scores: np.ndarray,
+    step: int = 500,
+    learned: np.ndarray | None = None,
+) -> list[Alert]:
+    """`learned` [n]: from how many examples what gave each score had learned."""
+    learned = np.zeros(len(batch), np.int64) if learned is None else learned
     parts = [slice(start, min(start + step, len(batch))) for start in range(0, len(batch), step)]
     return [
         alert
         for part in parts
-        for alert in detector.update(batch.slice(part.start, part.stop), scores[part], "L1.3")
+        for alert in detector.update(
+            batch.slice(part.start, part.stop), scores[part], "L1.3", int(learned[part][-1])
+        )
     ]
+
+
+LEAP, AGAIN = 14_000, 40_000
+
+
+def leaping(before: int) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """A stream, its scores, and from how many examples what gave them had learned: until `LEAP` from `before`.
+
+    With the leap scores are other ones. At `AGAIN` they move while the model stays.
+    """
+    batch, scores = payments(0, 50_000)
+    at = np.arange(50_000)
+    scores = np.where(at < LEAP, scores, 3 * scores)
+    return batch, np.where(at < AGAIN, scores, 3 * scores), np.where(at < LEAP, before, at)
 
 
 def seen_at(alert: Alert) -> int:
@@ -194,6 +218,37 @@ def test_moved_scores_alone_are_an_alert_on_the_score() -> None:
     assert (alert.level, alert.subject) == ("score", "score")
 
 
+def test_scores_that_move_since_the_model_has_leapt_are_no_shift_and_are_watched_again_later() -> None:
+    batch, scores, learned = leaping(3_000)
+    alerts = feed(ShiftDetector(SCHEMA, CONFIG), batch, scores, learned=learned)
+    assert [(alert.level, alert.subject) for alert in alerts] == [("score", "score")]
+    assert AGAIN < seen_at(alerts[0]) <= AGAIN + 2 * WINDOW
+    batch, scores, learned = leaping(8_000)  # not twice as much: nothing that the model has learned says why
+    alerts = feed(ShiftDetector(SCHEMA, CONFIG), batch, scores, learned=learned)
+    assert LEAP < seen_at(alerts[0]) <= LEAP + 2 * WINDOW
+    assert len(alerts) == 2
+
+
+def test_a_model_that_learns_all_the_time_does_not_leap() -> None:
+    batch, scores = payments(0, 24_000)
+    moved = np.where(np.arange(24_000) < 14_000, scores, 3 * scores)
+    none, always = (ShiftDetector(SCHEMA, CONFIG) for _ in range(2))
+    steady = np.maximum(np.arange(24_000) - 416, 0)
+    assert feed(none, batch, moved) == feed(always, batch, moved, learned=steady) != []
+
+
+def test_inputs_are_watched_while_scores_begin_anew() -> None:
+    batch, scores, learned = leaping(3_000)
+    cents = changed(batch, LEAP + 200, "amount", batch.numbers[LEAP + 200 :, 0] * 100)
+    watch = ShiftDetector(SCHEMA, CONFIG)
+    (alert,) = feed(watch, cents.slice(0, 20_000), scores[:20_000], learned=learned[:20_000])
+    assert alert.subject == "amount"
+    assert "score" not in {each.name for each in alert.features}
+    assert LEAP < seen_at(alert) <= LEAP + 2 * WINDOW
+    feed(watch, cents.slice(20_000, 21_000), scores[20_000:21_000])
+    assert "score" in watch.psi()  # what it is compared with is of after the leap by now
+
+
 def test_several_columns_that_move_at_once_are_one_alert_that_names_them() -> None:
     batch, scores = payments(0, 30_000)
     both = changed(changed(batch, 20_000, "amount", 1e6), 20_000, "seldom", 3.0)
@@ -243,12 +298,13 @@ def test_how_the_stream_is_sliced_changes_nothing(step: int) -> None:
 @pytest.mark.parametrize("stop", [0, 3_500, 14_250, 20_500, 23_100])
 def test_a_restart_changes_nothing(stop: int) -> None:
     batch, scores = payments(1, 34_000)
+    learned = np.where(np.arange(34_000) < LEAP, 3_000, 14_000)
     moved = changed(batch, 20_300, "amount", batch.numbers[20_300:, 0] * 100)
     straight, first, second = (ShiftDetector(SCHEMA, CONFIG) for _ in range(3))
-    before = feed(first, moved.slice(0, stop), scores[:stop])
+    before = feed(first, moved.slice(0, stop), scores[:stop], learned=learned[:stop])
     second.load(unpack(pack(first.state())))
-    after = feed(second, moved.slice(stop, 34_000), scores[stop:])
-    assert before + after == feed(straight, moved, scores) != []
+    after = feed(second, moved.slice(stop, 34_000), scores[stop:], learned=learned[stop:])
+    assert before + after == feed(straight, moved, scores, learned=learned) != []
     for name, array in straight.state().items():
         np.testing.assert_array_equal(array, second.state()[name], err_msg=name)
 

@@ -46,7 +46,8 @@ def examples(task: Task, version: str = "L1.4") -> dict[int, list[Record]]:
 
 
 def watch(task: Task, log: Mapping[int, list[Record]], at_once: int = 64) -> ServedWatch:
-    return ServedWatch(task, ListLog(log, at_once), Metrics())
+    """With models of which it is not known what they had learned."""
+    return ServedWatch(task, ListLog(log, at_once), Metrics(), lambda version: 0)
 
 
 def alarms(watching: ServedWatch, turns: int = 400) -> list[Alert]:
@@ -107,18 +108,33 @@ def test_a_restart_goes_on_and_other_settings_keep_the_place_only() -> None:
     assert other.seen == 0
 
 
-def test_a_swap_of_the_model_that_serves_is_no_shift_of_the_scores() -> None:
-    task = small_task()
-    rows = labelled(task, ROWS).rows
-    log: list[Record] = []
+def with_other_scores_of(version: str, task: Task) -> list[Record]:
+    """Served rows whose scores are others from `CHANGE` on, of that version; L1.4 is the one before."""
+    rows, log = labelled(task, ROWS).rows, list[Record]()
     for start in range(0, ROWS, 50):
         cut, after = np.arange(start, start + 50), start >= CHANGE
         served = np.random.default_rng(start).beta(8 if after else 2, 8, 50).astype(np.float32)
-        value = encode_examples(rows.take(cut), served, "L2.0" if after else "L1.4")
+        value = encode_examples(rows.take(cut), served, version if after else "L1.4")
         log.append(Logged("examples", 0, start, start, value, None, [(KIND, EXAMPLES)]))
-    watching = watch(task, {0: log})
+    return log
+
+
+def test_a_swap_of_the_model_that_serves_is_no_shift_of_the_scores() -> None:
+    task = small_task()
+    watching = watch(task, {0: with_other_scores_of("L2.0", task)})
     watching.start()
     assert alarms(watching) == []
+
+
+@pytest.mark.parametrize(("learned", "shifts"), [(7_000, True), (CHANGE, False)])
+def test_a_young_model_that_learned_much_at_once_is_no_shift_of_the_scores(
+    learned: int, shifts: bool
+) -> None:
+    task = small_task()
+    log = ListLog({0: with_other_scores_of("L1.5", task)}, 64)
+    watching = ServedWatch(task, log, Metrics(), {"L1.4": 3_500, "L1.5": learned}.__getitem__)
+    watching.start()
+    assert [alert.level for alert in alarms(watching)] == ["score"] * shifts
 
 
 def test_beside_a_canary_what_the_champion_serves_is_watched_all_the_same() -> None:

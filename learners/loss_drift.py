@@ -51,6 +51,9 @@ class LossDetector:
     mistakes of a model that could not know better, are no news. The price is that a second drift within that time is
     not noticed here. An alert after another one between which the loss never fell is a further step of the same rise,
     and its details say so (`further`).
+
+    A rise in the first `cooldown` examples of a learner is no alert: its model is untrained, and the first labels may
+    be all of one kind, where "nothing came" is known later. Detectors go on from such a rise as from any.
     """
 
     def __init__(self, config: DriftConfig, target: Target = BINARY) -> None:
@@ -64,7 +67,7 @@ class LossDetector:
         self._rest_start = ("", 0)
         self._seen = 0
         self._risen = False  # since the newest alert the loss did not fall
-        self._quiet_until = 0  # no alert before this many examples ...
+        self._quiet_until = config.cooldown  # no alert before this many examples ...
         self._quiet_ms = LONG_AGO  # ... nor for events up to this event time
         self._served_ms = LONG_AGO  # about how far the stream was served when the newest label became known
 

@@ -160,6 +160,16 @@ def test_a_rise_that_passes_again_is_one_alert() -> None:
     assert len(feed(LossDetector(CONFIG), losses)) == 1
 
 
+def test_a_learner_that_begins_has_no_alarm_of_the_loss_but_the_next_rise_is_one() -> None:
+    losses = click_losses(0, 14_000)
+    losses[:640] = np.log(2)  # untrained; then it knows clicks only, since "no click" is known later
+    losses[640:900] += 1.5
+    losses[10_000:] *= 2
+    assert [seen_at(alert) // 1_000 for alert in feed(LossDetector(CONFIG), losses)] == [10]
+    soon = feed(LossDetector(replace(CONFIG, cooldown=0)), losses)
+    assert [seen_at(alert) // 1_000 for alert in soon] == [0, 10]
+
+
 def test_a_second_drift_after_the_cooldown_is_a_second_alert() -> None:
     losses = click_losses(2, 30_000)
     losses[10_000:] *= 1.5

@@ -167,10 +167,8 @@ def test_what_was_published_is_published_again_only_where_it_was_lost(tmp_path: 
 def test_what_a_version_had_learned_is_known_after_a_restart_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
 ) -> None:
-    clock, outlet = count(now_ms(), 5), ListOutlet()
-    monkeypatch.setattr(
-        "streams.learn.now_ms", lambda: next(clock)
-    )  # refreshes come as often on a busy machine
+    clock, outlet = count(0, 20), ListOutlet()  # refreshes come as often on a busy machine
+    monkeypatch.setattr("streams.learn.ticks_ms", lambda: next(clock))
     first = logs.learner(TASK, tmp_path, log(), outlet, at_once=3, checkpoint_every_ms=10**6)
     if not checkpoint:  # it dies before: all is made again from the ledger
         first._checkpoint = lambda: None  # type: ignore[method-assign]

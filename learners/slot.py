@@ -11,6 +11,7 @@ Two kinds of update travel, each as `meta` (JSON) and `payload` (safetensors, ne
 
 import copy
 import hashlib
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,23 +209,27 @@ class Slot:
         """Takes a whole model whatever the slot holds; raises BadUpdate with the slot unchanged."""
         self.take(self.prepare(meta, payload))
 
-    def prepare(self, meta: Meta, payload: Payload) -> Ready:
+    def prepare(self, meta: Meta, payload: Payload, pause_s: float = 0.0) -> Ready:
         """Builds, checks and warms up a whole model, beside the one that serves: the long part of a swap.
 
-        Changes nothing here, so another thread may do it while this slot scores. Raises BadUpdate.
+        Changes nothing here, so another thread may do it while this slot scores. Between its parts it pauses, so that
+        no batch waits for all of it. Raises BadUpdate.
         """
         check_meta(meta)
         if meta["kind"] != "swap":
             raise BadUpdate("meta", f"{meta['version']} is a {meta['kind']}, not a whole model")
         tensors = check_payload(meta, payload, self.schema, self.admission.key)
+        time.sleep(pause_s)
         try:
             config, seed = ModelConfig.from_dict(meta["config"]), int(meta["seed"])
             fresh = build_model(self.schema, config, seed, self.device)
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError, UserError) as error:
             reason = f"the settings of {meta['version']} do not make a model: {error}"
             raise BadUpdate("weights", reason) from error
+        time.sleep(pause_s)
         check_weights(meta, fresh, tensors)
         weights.write(fresh, tensors)
+        time.sleep(pause_s)
         check_scores(meta, fresh, self.schema, self.model, self.admission)
         return Ready(meta, fresh)
 

@@ -32,6 +32,7 @@ from streams.topics import Topics
 log = logging.getLogger(__name__)
 REPORT_EVERY_S = 1.0
 _RELOAD_PAUSE_MS = 1000
+_PAUSE_S = 0.02  # between the parts of preparing a model: longer than a pass
 _FETCH_BYTES = 4 * PART_BYTES  # a record that is larger comes all the same
 
 
@@ -176,7 +177,7 @@ class LiveModel:
         # Nobody else changes the slot meanwhile: the updates are taken one after the other.
         held = self._slot.holds(meta)
         if not held:
-            self._slot.take(await asyncio.to_thread(self._slot.prepare, meta, payload))
+            self._slot.take(await asyncio.to_thread(self._slot.prepare, meta, payload, _PAUSE_S))
             self._news.set()
             log.info("swapped to %s", self._slot.version)
         self._canary = None  # a champion that is sent whole serves everyone, from the same batch on
@@ -205,7 +206,7 @@ class LiveModel:
 
     def _beside(self, meta: Meta, payload: Payload) -> Canary:
         """A model that is checked as a swap is, to serve beside the live one. Raises BadUpdate."""
-        slot = self._slot.beside(self._slot.prepare(meta, payload))
+        slot = self._slot.beside(self._slot.prepare(meta, payload, _PAUSE_S))
         return Canary(slot, meta["canary"], self._writer())
 
     def _writer(self) -> ReportWriter:

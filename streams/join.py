@@ -30,7 +30,7 @@ from streams.gate import label_mark
 from streams.joining import JoinCounts, JoinPartition, Refused, feedback_of
 from streams.label_end import EndOfLog
 from streams.privacy import Pseudonymiser
-from streams.recovery import replay
+from streams.recovery import check_end, replay
 from streams.snapshots import Snapshots, SnapshotWriter
 from streams.task import Task
 from streams.topics import Topics
@@ -76,6 +76,7 @@ class LabelStep:
 
     async def open(self, committed: Mapping[TP, int]) -> None:
         """See Step."""
+        await check_end(self._context.settings.kafka, self._source, committed[self._source])
         self._next = committed[self._source]
 
     def process(self, records: Mapping[TP, Sequence[Any]], outputs: Outputs) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.types import TP
 
+from infra.errors import UserError
 from streams.topics import MAX_RECORD_BYTES
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ async def replay(kafka: str, tp: TP, first: int, end: int, fold: Callable[[Seque
     """Give the committed records of `tp` from offset `first` up to, not including, `end` to `fold`, in order.
 
     Where Kafka has already deleted a part of the stretch, it says so in the log and starts at what is left: windows
-    then lack those events until they have moved past them.
+    then lack those events until they have moved past them. Raises UserError as `check_end` does.
     """
+    await check_end(kafka, tp, end)
     if first >= end:
         return
     consumer = AIOKafkaConsumer(
@@ -55,6 +57,33 @@ async def replay(kafka: str, tp: TP, first: int, end: int, fold: Callable[[Seque
         await replay_from(consumer, tp, first, end, fold)
     finally:
         await consumer.stop()
+
+
+async def check_end(kafka: str, tp: TP, processed: int) -> None:
+    """Raise UserError where the log of `tp` ends below `processed`, the offset up to which it was processed.
+
+    What comes next would get offsets that were processed already, and be passed over; a replay would wait for records
+    that are gone. The end is that of all records: a reader of committed ones is told of where the first open
+    transaction begins, which may be behind a commit for a moment.
+    """
+    if not processed:
+        return
+    at = TopicPartition(*tp)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.split(","), isolation_level="read_uncommitted")
+    await consumer.start()
+    try:
+        end = (await consumer.end_offsets([at]))[at]
+    finally:
+        await consumer.stop()
+    if end < processed:
+        place, role = f"{tp.topic}:{tp.partition}", "driftline-TASK-ROLE"
+        raise UserError(
+            f"{tp.topic}[{tp.partition}] ends at offset {end}, but was processed up to {processed}: Kafka has lost its"
+            " end (power or a disk without a second replica, or an unclean leader election)",
+            f"stop all workers of the role, set its group's offset there to {end} (python -m kafka.admin -b {kafka}"
+            f" groups reset-offsets -g {role} -p {place} --to-offset {end}), delete the snapshots of the partition"
+            f" (state/TASK/{tp.topic}/{tp.partition} in the blob store), and start them again",
+        )
 
 
 async def replay_from(

@@ -16,6 +16,7 @@ from faust.types import TP
 
 from infra.blobs import Blobs
 from infra.clock import now_ms
+from infra.errors import UserError
 from infra.kafka import create_topics, end_offsets, read_all
 from infra.metrics import Metrics
 from infra.settings import Settings
@@ -122,6 +123,8 @@ async def the_life_of_a_step(context: JoinContext) -> None:
     )
     offsets = await successor.open([source])
     assert offsets == {source: end}
+    with pytest.raises(UserError, match="Kafka has lost its end"):
+        await second.open({source: end + 100})
     await second.open(offsets)
     await quiet(second, successor, end)
     assert [len(told) for told in marks(context)] == [6, 6]  # it needs no memory of what the first one said

@@ -50,7 +50,8 @@ def _decoded(data: bytes) -> Pixels:
     except Exception:
         raise ValueError("is neither JPEG, PNG, PGM nor PPM, or its head is damaged") from None
     _check_size(*image.size)
-    if image.format == "JPEG" and data.count(_SCAN) > MOST_SCANS:
+    # Pillow's MPO is a JPEG whose head names further images.
+    if image.format in ("JPEG", "MPO") and data.count(_SCAN) > MOST_SCANS:
         raise ValueError(f"is a JPEG of more than {MOST_SCANS} scans")
     try:
         if image.format == "PNG":  # loading it does not look at the checksums of its pixels

@@ -153,9 +153,9 @@ class JoinPartition:
                 self.counts.damaged += 1
                 decided = []
             decided += self._close()
-            self._forget()
-            if decided:
+            if decided:  # before other rows come back from disk: some of these have let go of their slots
                 parts.append(self._rows(decided))
+            self._forget()
             self._store.settle()
         return Labelled.concat(parts) if parts else None
 

@@ -125,6 +125,7 @@ def saved(mode: str, kind: str, **how: Any) -> bytes:
 
 
 GOOD, JPEG = png(RGB, 2), saved("RGB", "JPEG")
+MPO = saved("RGB", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])  # a JPEG, and one more
 JPEG_PIXELS = "30b73c194ad17053851c336af284bf02d9ebf280f2d4c2ec08a595771ee8562d"
 
 
@@ -137,6 +138,11 @@ def test_a_jpeg_is_read_as_what_it_shows(how: dict[str, Any]) -> None:
     assert len(grey) == 16
     assert len(set(grey)) > 8
     assert pixels(text(saved("CMYK", "JPEG")), (4, 4, 3))
+
+
+def test_a_jpeg_that_names_further_images_is_its_first() -> None:
+    assert Image.open(BytesIO(MPO)).format == "MPO"
+    assert pixels(text(MPO), (16, 24, 3)) == pixels(text(JPEG), (16, 24, 3))
 
 
 def test_a_jpeg_has_the_same_pixels_every_time() -> None:
@@ -176,6 +182,7 @@ def test_every_kind_of_png_is_read() -> None:
         (text(png(RGB, 2, head={"width": 1 << 30, "height": 1 << 30})), "can be read"),
         (text(GOOD[:33] + chunk(b"IDAT", b"junk") + chunk(b"IEND", b"")), "damaged"),
         (text(saved("RGB", "JPEG") + b"\xff\xda" * MOST_SCANS), "more than 32 scans"),
+        (text(MPO + b"\xff\xda" * MOST_SCANS), "more than 32 scans"),
     ],
 )
 def test_what_is_refused_and_why(said: str, words: str) -> None:

@@ -187,6 +187,20 @@ def test_a_snapshot_has_what_lies_on_disk_and_fits_another_memory(
     assert second.remembered == first.remembered
 
 
+def test_a_row_that_is_decided_is_not_taken_for_one_that_comes_back_from_disk_to_be_forgotten() -> None:
+    join, found = join_of(small(ZERO, 1)), []
+    for record in (
+        examples(("old", 0)),
+        examples(("x", 11)),
+        labels(
+            ["x"], [0.0], [NOW_MS + 25 * MINUTE]
+        ),  # it agrees with silence, and was known after the window
+        examples(("end", 22)),  # x is decided, and "old", which lies on disk, is forgotten
+    ):
+        found += decided(join.fold([record]))
+    assert found == [("old", 0.0, 10.0, True), ("x", 0.0, 21.0, True)]
+
+
 def test_thousands_wait_on_disk_and_come_back_in_order() -> None:
     join, events = join_of(small(ZERO, 500)), [(f"e-{i:05}", i / 1000) for i in range(6_000)]
     for a, b in pairwise(range(0, 6_001, 500)):

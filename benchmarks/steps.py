@@ -102,7 +102,7 @@ class Way:
         self.emitter: Any = Emitter(self.task, topics, PARTITIONS, live)
         context = ServeContext(
             self.task, settings, topics, Blobs(home.as_uri()), Pseudonymiser(b"k" * 32), live, self.emitter, nobody,
-            nobody, Metrics(),
+            nobody, Metrics(), nobody,
         )  # fmt: skip
         self.at_hand = ServePass(context)
         self.steps: list[Any] = [ServeStep(context, self.at_hand, index, 0) for index in range(2)]

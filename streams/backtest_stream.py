@@ -19,6 +19,7 @@ from streams.events import Broken, LabelDecoder
 from streams.feed import Item
 from streams.gate import IDLE, label_mark
 from streams.joining import JoinPartition, feedback_of
+from streams.ordering import told
 from streams.privacy import Pseudonymiser
 from streams.rows import Labelled, Rows
 from streams.stage import StagePartition
@@ -132,9 +133,9 @@ class Path:
         self._refuse(folded.broken)
         self.duplicates += folded.duplicates
         self.late += int(folded.rows.late.sum())
-        rows = folded.rows
+        rows, nobody = folded.rows, tuple(told(0, IDLE))  # is waited for: they come in order already
         for stage in rest if len(rows) else ():
-            rows = stage.fold([self._record(wire.encode_rows(rows), 0)]).rows
+            rows = stage.fold([self._record(wire.encode_rows(rows), 0, nobody)]).rows
         return rows
 
     def labelled(self, rows: Rows, labels: list[Record]) -> Labelled | None:

@@ -28,7 +28,7 @@ from streams.dead_letters import add_dead_letters, count_dead_letters
 from streams.events import Broken, LabelDecoder, label_value
 from streams.gate import label_mark
 from streams.joining import JoinCounts, JoinPartition, Refused, feedback_of
-from streams.label_end import EndOfLog
+from streams.log_end import EndOfLog
 from streams.privacy import Pseudonymiser
 from streams.recovery import check_end, replay
 from streams.snapshots import Snapshots, SnapshotWriter

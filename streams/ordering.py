@@ -21,6 +21,7 @@ IDLE = 2**62
 """The watermark of a partition that has nothing to wait for."""
 
 _BEGINNING = -(2**62)
+_PIECE = 1024  # rows of a snapshot that wait together: when one may go, all of them are looked at
 
 
 def told(partition: int, watermark_ms: int) -> list[tuple[str, bytes]]:
@@ -42,7 +43,8 @@ class Merge:
     def __init__(self, task: Task, partitions: int) -> None:
         self._task = task
         self._come = np.full(partitions, _BEGINNING, np.int64)
-        self._waiting: list[Rows] = []
+        self._waiting: list[tuple[int, Rows]] = []  # the earliest time of the rows, and they
+        self._earliest = IDLE  # of all
 
     @property
     def partitions(self) -> int:
@@ -56,31 +58,45 @@ class Merge:
 
     def add(self, record: Any, rows: Rows) -> None:
         """Rows of one record, and what its headers tell."""
-        if len(rows):
-            self._waiting.append(rows)
+        self._keep(rows)
         headers = dict(record.headers)
         if WATERMARK in headers:
             self._come[int(headers[SOURCE])] = int(headers[WATERMARK])
 
+    def _keep(self, rows: Rows) -> None:
+        if len(rows):
+            first = int(_times(rows).min())
+            self._waiting.append((first, rows))
+            self._earliest = min(self._earliest, first)
+
     def take(self) -> Rows:
-        """The rows whose turn it is."""
-        if not self._waiting:
+        """The rows whose turn it is; those of a record that has none of these are not looked at."""
+        come = self.watermark_ms
+        if self._earliest >= come:
             return Rows.empty(self._task)
-        rows = Rows.concat(self._waiting)
-        times = np.minimum(rows.event_ms, rows.received_ms)
+        rows = Rows.concat([part for first, part in self._waiting if first < come])
+        self._waiting = [each for each in self._waiting if each[0] >= come]
+        self._earliest = min((first for first, _ in self._waiting), default=IDLE)
+        times = _times(rows)
         order = np.lexsort((np.array(rows.ids, np.str_), times))
-        ready = order[times[order] < self.watermark_ms]
-        left = order[times[order] >= self.watermark_ms]
-        self._waiting = [rows.take(left)] if len(left) else []
-        return rows.take(ready)
+        ready = times[order] < come
+        self._keep(rows.take(order[~ready]))
+        return rows.take(order[ready])
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copies of everything."""
-        rows = Rows.concat(self._waiting) if self._waiting else Rows.empty(self._task)
+        rows = Rows.concat([rows for _, rows in self._waiting]) if self._waiting else Rows.empty(self._task)
         return {"come": self._come.copy(), "waiting": np.frombuffer(encode_rows(rows), np.uint8)}
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Go back to a snapshot of the same task and number of partitions."""
         self._come = arrays["come"].copy()
         rows = decode_rows(arrays["waiting"].tobytes(), self._task.rows_hash)
-        self._waiting = [rows] if len(rows) else []
+        self._waiting, self._earliest = [], IDLE
+        order = np.argsort(_times(rows), kind="stable")
+        for start in range(0, len(order), _PIECE):
+            self._keep(rows.take(order[start : start + _PIECE]))
+
+
+def _times(rows: Rows) -> NDArray[np.int64]:
+    return np.minimum(rows.event_ms, rows.received_ms)

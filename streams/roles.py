@@ -36,6 +36,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     from featurestore.repository import FeatureWriter
     from streams.emit import Emitter
     from streams.live import LiveModel
+    from streams.log_end import EndOfLog
     from streams.online import OnlineWriter
     from streams.serve import ServeContext, ServePass, ServeStep, warm_up
 
@@ -44,7 +45,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     topics = Topics.of(task)
     group = topics.group("serve")
     app = make_app(group, settings)
-    blobs, executor = Blobs(settings.blobs), ThreadPoolExecutor(2)
+    blobs, executor, end_of_log = Blobs(settings.blobs), ThreadPoolExecutor(2), EndOfLog(settings.kafka)
     metrics, worker = Metrics(), worker_name(settings)
     report(metrics, settings, task.name, "serve")
     live = LiveModel(task, settings, worker, metrics)
@@ -53,7 +54,7 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
     pseudonymiser = Pseudonymiser(load_secret(settings.secret))
     emitter = Emitter(task, topics, settings.partitions, live)
     context = ServeContext(
-        task, settings, topics, blobs, pseudonymiser, live, emitter, online, executor, metrics
+        task, settings, topics, blobs, pseudonymiser, live, emitter, online, executor, metrics, end_of_log
     )
     at_hand = ServePass(context)
 
@@ -79,14 +80,21 @@ def serve_app(task: Task, settings: Settings) -> faust.App:
         pause_ms=serving.commit_every_ms,
         quiet_ms=serving.idle_ms,
     )
-    _run(app, partitions, group_of, metrics, [live.follow, live.report, online.run], [online.flush])
+    _run(
+        app,
+        partitions,
+        group_of,
+        metrics,
+        [live.follow, live.report, online.run],
+        [online.flush, end_of_log.close],
+    )
     return app
 
 
 def join_app(task: Task, settings: Settings) -> faust.App:
     """Labels meet examples."""
     from streams.join import FIRST_QUIET_S, JoinContext, JoinStep, LabelStep
-    from streams.label_end import EndOfLog
+    from streams.log_end import EndOfLog
 
     settings = prepare(task, settings)
     topics = Topics.of(task)

@@ -36,6 +36,7 @@ from streams import wire
 from streams.dead_letters import add_dead_letters, count_dead_letters
 from streams.emit import Emitter
 from streams.live import LiveModel
+from streams.log_end import EndOfLog
 from streams.online import OnlineWriter
 from streams.ordering import IDLE, told
 from streams.privacy import Pseudonymiser
@@ -63,6 +64,7 @@ class ServeContext:
     online: OnlineWriter
     executor: Executor
     metrics: Metrics
+    end_of_log: EndOfLog
 
 
 def warm_up(task: Task, live: LiveModel) -> None:
@@ -136,8 +138,10 @@ class ServeStep:
         self._context.emitter.tell(outputs, self.index, rows, told(self.partition, watermark_ms))
 
     async def quiet(self, outputs: Outputs) -> float | None:
-        """See Step: nothing has come for a while, so nobody should wait for this partition."""
+        """See Step: where Kafka has no more events, nobody should wait for this partition."""
         if self.index == 0 and self._at_hand.tells(0):  # later stages pass on what the first one tells
+            if not await self._context.end_of_log.reached(self._main, self._offsets[self._main]):
+                return self._context.task.serving.idle_ms / 1000  # they are only not read yet
             self.tell(outputs, wire.Rows.empty(self._context.task), IDLE)
         return None
 

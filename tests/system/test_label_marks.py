@@ -22,7 +22,7 @@ from infra.metrics import Metrics
 from infra.settings import Settings
 from streams import wire
 from streams.join import ON_ITS_WAY_MS, JoinContext, LabelStep
-from streams.label_end import EndOfLog
+from streams.log_end import EndOfLog
 from streams.ordering import WATERMARK
 from streams.task import Task
 from streams.topics import Topics

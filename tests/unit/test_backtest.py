@@ -159,6 +159,22 @@ def test_the_features_are_those_of_one_pass_over_the_log() -> None:
     assert np.isfinite(found.numbers[:, made.numbers.index("zone_tip_sum_16m")]).all()
 
 
+@pytest.mark.parametrize("size", [1, 7, 99])
+def test_order_by_event_time_holds_no_row_back(size: int) -> None:
+    """There is one log, in order: the same rows as by arrival, in the batch in which they came."""
+    stream = [
+        Item(NOW_MS + i * MINUTE, "event", "", event(trip=f"t-{i}", at=NOW_MS + i * MINUTE))
+        for i in range(20)
+    ]
+    found = []
+    for order in ('"event_time"', '"arrival"'):
+        way = Way(trips(order=order), HIDDEN)
+        rows = [way.features(batch.events) for batch in cut(stream, size, HOUR)]
+        found.append([(part.ids, part.numbers.tobytes()) for part in rows])
+    assert found[0] == found[1]
+    assert sum(len(ids) for ids, _ in found[0]) == 20
+
+
 def test_a_label_may_come_in_the_batch_in_which_the_window_ends() -> None:
     """The end of a window must not be seen before a label that came within it."""
     made = trips()

@@ -187,6 +187,8 @@ class Ledger:
 
     def append(self, entry: Entry, at_ms: int) -> None:
         """Write an entry; it is on the disk when this returns. OSError when the disk refuses: nothing is written."""
+        if not self._size:  # the disk was full when the file began
+            self._write_header()
         data, chain = _line(Line(self.n + 1, at_ms, entry), self.chain)
         self._write(data)
         self.n, self.chain = self.n + 1, chain
@@ -260,7 +262,10 @@ class Ledger:
         """Make the local file an empty segment after entry `n`. What it had is in the store, or set aside."""
         os.ftruncate(self._file, 0)
         self._first, self._size, self._sealed, self.n, self.chain = n + 1, 0, n, n, chain
-        self._write(_encoder.encode({"first": n + 1, "follows": chain}) + b"\n")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        self._write(_encoder.encode({"first": self._first, "follows": self.chain}) + b"\n")
 
     def _write(self, data: bytes) -> None:
         """All of it or nothing, durably."""

@@ -59,7 +59,9 @@ class GuardConfig:
             raise ValueError("canary must be at least 0 and at most 0.5")
         if self.canary_events < 1:
             raise ValueError("canary_events must be at least 1")
-        for name in ("max_shift", "max_scoring_ms", "max_canary_harm"):
+        if not 0.0 < self.max_canary_harm < 1.0:
+            raise ValueError("max_canary_harm must be above 0 and below 1 nat")
+        for name in ("max_shift", "max_scoring_ms"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} must be above 0")
 

@@ -36,8 +36,7 @@ class Heads:
         self._blobs.put(path, head.payload)
         record = json.dumps({"meta": meta, "path": path, "offset": head.offset}, indent=1)
         self._blobs.put(f"{self._prefix}/head.json", record.encode())
-        for old in self._blobs.list(f"{self._prefix}/whole/")[:-_KEEP]:
-            self._blobs.delete(old)
+        self._prune(path, _KEEP - 1)
         return path
 
     def put_canary(self, head: Head) -> None:
@@ -46,8 +45,7 @@ class Heads:
         self._blobs.put(path, head.payload)
         record = {"meta": head.meta, "path": path, "offset": head.offset}
         self._blobs.put(f"{self._prefix}/canary.json", json.dumps(record).encode())
-        for old in self._blobs.list(f"{self._prefix}/canary/")[:-_KEEP]:
-            self._blobs.delete(old)
+        self._prune(path, _KEEP - 1)
 
     def drop_canary(self) -> None:
         """There is no canary any more."""
@@ -63,8 +61,7 @@ class Heads:
         name = f"{self._prefix}/kept/{head.meta['created_ms']:015d}-{head.meta['version']}"
         self._blobs.put(f"{name}.safetensors", head.payload)
         self._blobs.put(f"{name}.json", json.dumps({"meta": head.meta, "offset": head.offset}).encode())
-        for old in self._blobs.list(f"{self._prefix}/kept/")[: -2 * KEPT]:
-            self._blobs.delete(old)
+        self._prune(f"{name}.", 2 * (KEPT - 1))
 
     def kept(self) -> dict[str, str]:
         """Version → blob of the models that one can go back to, oldest first."""
@@ -86,6 +83,12 @@ class Heads:
     def get(self) -> Head | None:
         """The newest head, or None before the first."""
         return self._read("head.json")
+
+    def _prune(self, written: str, others: int) -> None:
+        """Of the blobs beside what was just written, which is the newest whatever the clock said, keep so many."""
+        names = [n for n in self._blobs.list(written.rpartition("/")[0] + "/") if not n.startswith(written)]
+        for old in names[:-others]:
+            self._blobs.delete(old)
 
     def _read(self, name: str) -> Head | None:
         try:

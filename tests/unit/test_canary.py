@@ -60,6 +60,13 @@ def fed(worse: float, seed: int, steps: int = 40, size: int = 60) -> str:
     return test.verdict
 
 
+def test_every_harm_that_a_task_file_may_allow_can_be_tested() -> None:
+    for harm in (1e-9, 1.0 - 1e-9):
+        assert CanaryTest(replace(CONFIG, max_canary_harm=harm), "L2").verdict == "undecided"
+    with pytest.raises(ValueError, match="max_canary_harm must be above 0 and below 1 nat"):
+        replace(CONFIG, max_canary_harm=1.0)
+
+
 def most(rate: float) -> float:
     return rate + 3 * math.sqrt(rate * (1 - rate) / STREAMS)
 

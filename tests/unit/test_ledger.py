@@ -1,6 +1,7 @@
 """The training ledger: what was written is read, half-written states are not, and changes are noticed."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -268,15 +269,15 @@ def test_a_second_learner_is_refused(path, store):
     Ledger(path, store, PREFIX).close()
 
 
+def full(_: int) -> None:
+    """What fdatasync does on a full disk."""
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_leaves_the_ledger_as_it_was(path, store, monkeypatch):
     ledger = Ledger(path, store, PREFIX)
     fill(ledger, 1)
     before = ledger.n, ledger.chain, path.read_bytes()
-    import os
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as disk:
         disk.setattr(os, "fdatasync", full)
         with pytest.raises(OSError, match="No space"):
@@ -284,6 +285,21 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(path, store, monkeypatch):
     assert (ledger.n, ledger.chain, path.read_bytes()) == before
     fill(ledger, 1)
     assert numbers(read_lines(path, store, PREFIX)) == [1, 2]
+
+
+def test_a_file_that_the_full_disk_did_not_let_begin_begins_with_the_next_entry(path, store, monkeypatch):
+    ledger = Ledger(path, store, PREFIX, segment_bytes=10)
+    fill(ledger, 2)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="No space"):
+            ledger.seal()
+    assert numbers(read_lines(path, store, PREFIX)) == [1, 2]
+    fill(ledger, 2)
+    assert numbers(read_lines(path, store, PREFIX)) == [1, 2, 3, 4]
+    end = ledger.n, ledger.chain
+    ledger.close()
+    assert reopened(path, store) == end
 
 
 def ordered(entries: list[Entry], done: int = 0) -> list[str]:

@@ -21,6 +21,7 @@ from faust.types import TP
 from infra.clickhouse import Archive
 from infra.clock import now_ms
 from infra.metrics import Metrics
+from streams.feature_columns import FeatureColumns
 from streams.membership import Membership
 from streams.parts import ended
 from streams.predictions import score_of
@@ -83,8 +84,7 @@ def feature_rows(task: Task, record: Any) -> list[Row]:
     made: list[Row] = []
     for index, entity in enumerate(task.entities):
         if view := task.views.get(entity.name):
-            start = task.numbers.index(view.columns[0])
-            values = rows.numbers[:, start : start + len(view.columns)].tolist()
+            values = FeatureColumns(task, view).of(rows).tolist()
             same = map(repeat, (task.name, entity.name, view.fingerprint))
             keys, archived_ms = rows.keys[:, index].tolist(), repeat(now_ms())
             made += zip(

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.dedup import SeenIds
-from featurestore.spec import View
 from featurestore.state import EntityState
 from streams.events import Broken, EventDecoder
+from streams.feature_columns import FeatureColumns
 from streams.ordering import Merge
 from streams.privacy import Pseudonymiser
 from streams.rows import Rows
@@ -58,7 +58,7 @@ class StagePartition:
         self.entity = task.entities[index].name
         self.view = task.views.get(self.entity)
         self._state = EntityState(self.view) if self.view else None
-        self.places = _Places(task, self.view)
+        self.columns = FeatureColumns(task, self.view) if self.view else None
         self.decoder = EventDecoder(task, pseudonymiser)
         # An event that runs ahead must not make the ids of the present look old.
         self._remember_ms = task.serving.dedup_ms + task.serving.max_future_ms
@@ -212,8 +212,8 @@ def _passed_on(stages: Sequence[StagePartition], logs: Sequence[Sequence[Any]]) 
 
 def _fill(stages: Sequence[StagePartition], rows: Rows, sizes: Sequence[int]) -> NDArray[np.float32]:
     """Read each row's features, then add the row; late rows are read but not added."""
-    task, view, index = stages[0].task, stages[0].view, stages[0].index
-    if view is None or not len(rows):
+    task, view, index, columns = stages[0].task, stages[0].view, stages[0].index, stages[0].columns
+    if view is None or columns is None or not len(rows):
         return np.zeros((len(rows), len(view.columns) if view else 0), np.float32)
     values = {name: _value(task, rows, name) for name in view.values}
     hashed = {name: _pseudonyms(task, rows, name) for name in view.hashed}
@@ -228,10 +228,7 @@ def _fill(stages: Sequence[StagePartition], rows: Rows, sizes: Sequence[int]) ->
                 add[part],
                 {name: column[part] for name, column in hashed.items()},
             )
-    places = stages[0].places
-    rows.numbers[:, places.numbers] = features[:, places.plain]
-    if places.coded:
-        rows.categories[:, places.ids] = np.nan_to_num(features[:, places.coded])
+    columns.put(rows, features)
     return features
 
 
@@ -259,23 +256,6 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 def _left(keep: NDArray[np.bool_], sizes: Sequence[int]) -> list[int]:
     """How many rows of each partition a mask keeps."""
     return [int(np.count_nonzero(keep[part])) for part in _parts(sizes)]
-
-
-class _Places:
-    """Where a view's features go: the `plain` ones to columns `numbers`, those that are codes (`coded`) to `ids`."""
-
-    def __init__(self, task: Task, view: View | None) -> None:
-        columns = view.columns if view else ()
-        at = {name: i for i, name in enumerate(columns)}
-        blocks = [block for block in task.blocks if block.kind == "codes" and f"{block.name}_last_1" in at]
-        coded = [f"{block.name}_last_{i}" for block in blocks for i in range(1, block.length + 1)]
-        self.coded = [at[name] for name in coded]
-        self.plain = [i for name, i in at.items() if name not in coded]
-        self.numbers = [task.numbers.index(columns[i]) for i in self.plain]
-        starts = [task.schema.columns(block.name).start for block in blocks]
-        self.ids = [
-            start + i for start, block in zip(starts, blocks, strict=True) for i in range(block.length)
-        ]
 
 
 def codes(pseudonyms: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -6,9 +6,11 @@ import pytest
 from infra.tables import TABLES
 from streams.archive import FEATURES, feature_rows, sources
 from streams.rows import Rows
+from streams.stage import StagePartition, codes
+from streams.task import Task
 from streams.topics import Topics
 from streams.wire import EXAMPLES, KIND, Damaged, encode_examples
-from tests.stream_records import NOW_MS, Record, labels, task
+from tests.stream_records import HIDDEN, NOW_MS, Record, event, labels, sent, task
 
 TRIPS = task()
 KIND_OF_EXAMPLES = ((KIND, EXAMPLES),)
@@ -50,6 +52,29 @@ def test_one_row_an_entity_and_event_with_the_features_bit_for_bit() -> None:
             assert place == (NOW_MS + i, NOW_MS + i + 50, i, 2**40 + i)
             assert row["late"] == int(i == 1)
             assert np.array(row["values"], np.float32).tobytes() == rows.numbers[i, columns].tobytes()
+
+
+DRIVER = '[[features]]\nentity = "driver"\n'
+LAST = 'value = "city"\nlast = 2\n'
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        task(entity=f'"driver"\n{LAST}{DRIVER}'),
+        task(label_rate=f'["8m"]\n{DRIVER}{LAST}{DRIVER}value = "fare"\ndecay = ["1m"]'),
+    ],
+    ids=["first", "middle"],
+)
+def test_the_last_values_of_a_category_are_there_as_they_were_served(made: Task) -> None:
+    events = [event(trip=f"t-{i}", city=f"c-{i}", at=NOW_MS + i) for i in range(4)]
+    served = StagePartition(made, 0, HIDDEN).fold([sent(each, offset=i) for i, each in enumerate(events)])
+    rows = [dict(zip(FEATURES, row, strict=True)) for row in feature_rows(made, record(served.rows))]
+    found = np.array([row["values"] for row in rows if row["entity"] == "driver"], np.float32)
+    assert found.tobytes() == served.features.tobytes()
+    of_last = found[:, made.views["driver"].columns.index("driver_city_last_1")]
+    assert np.isnan(of_last[0])
+    assert (of_last[1:] == codes(HIDDEN.column("city", ["c-0", "c-1", "c-2"]))).all()
 
 
 def test_the_columns_are_those_of_the_table() -> None:

@@ -114,6 +114,7 @@ class Learner:
         self._publisher = publisher
         self._saved = 0  # checkpoints
         self._worked_ms = 0  # learning since the newest one
+        self._voided = False  # whether this life has given up steps that the ledger has
         self._stop = False
 
     def stop(self) -> None:
@@ -128,6 +129,8 @@ class Learner:
             self.start()
             if self._control is not None:
                 self._control.start()
+            if self._voided:  # else a next life would give up at the same step, with all that comes now
+                self._checkpoint()
             refreshed = saved = ticks_ms()
             took = 0  # by the newest checkpoint
             while not self._stop:
@@ -232,6 +235,7 @@ class Learner:
             why = f"steps after {training.step} cannot be repeated: {error}"
             log.error("%s", why)
             self._ledger.append(Void(training.step, why), now_ms())
+            self._voided = True
             reader.start(training.positions)
         training.published = set()
         for line in lines:

@@ -245,6 +245,31 @@ def test_rows_that_kafka_deleted_before_they_were_repeated(tmp_path: Path) -> No
     check_follow(outlet)
 
 
+def test_what_was_learned_after_rows_were_gone_survives_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
+    outlet, (early, late) = ListOutlet(), halves()
+
+    def dies() -> None:
+        raise Dies
+
+    for rows in (early, late):  # neither comes to a checkpoint that is due
+        learner = logs.learner(TASK, tmp_path, rows, outlet, checkpoint_every_ms=10**9)
+        learner._source.on_end = dies  # type: ignore[attr-defined]
+        with pytest.raises(Dies):
+            learner.run()
+        learner._ledger.close()
+    assert [type(line.entry) for line in lines(learner)].count(Void) == 1
+    again = logs.learner(TASK, tmp_path, late, outlet)
+    again.start()
+    again._ledger.close()
+    assert again.training.step == learner.training.step
+    assert logs.digest(again.training.arena) == logs.digest(learner.training.arena)
+    assert [type(line.entry) for line in lines(again)].count(Void) == 1
+    check_follow(outlet)
+
+
 def test_new_settings_take_over_what_was_learned(tmp_path: Path) -> None:
     outlet = ListOutlet()
     run_half(tmp_path, outlet, halves()[0])

@@ -109,7 +109,9 @@ NAMES: Mapping[str, Known] = {
     "alerts_total": Known(LEARN, "drift alerts", "level", _LEVELS),
     "decisions_total": Known(LEARN, "decisions about models, as docs/schemas.md says", "action", _ACTIONS),
     "archived_rows_total": Known(ARCHIVE, "rows inserted into the archive", "table"),
-    "not_archived_total": Known(ARCHIVE, "records that are not in the archive since they could not be read"),
+    "not_archived_total": Known(
+        ARCHIVE, "records that are not in the archive since they could not be read, or do not fit"
+    ),
 }
 
 # Names whose values are counted by size: each bucket has those at or below its bound and above the one before.

@@ -172,7 +172,8 @@ def arrow_rows(table: str, columns: Sequence[str], rows_as_columns: Columns) -> 
     """Rows, given as one sequence a column, in the exact types of the table: both engines get the same.
 
     None becomes NaN in a Float64 column. An Array(Float32) takes a sequence of numbers, or a float32 [F], a row.
-    Raises ValueError for names or lengths that do not fit, TypeError for values that would be cut.
+    Raises ValueError for names or lengths that do not fit, TypeError for values that would be cut or are no text,
+    and what numpy and Arrow raise where values are of no use in a column at all. Rows that fit one by one fit together.
     """
     if table not in TABLES:
         raise ValueError(f"there is no table {table!r} in the archive")
@@ -188,6 +189,8 @@ def arrow_rows(table: str, columns: Sequence[str], rows_as_columns: Columns) -> 
 def _array(kind: str, values: Any) -> pa.Array:
     if kind == "String":
         texts = values.tolist() if isinstance(values, np.ndarray) else values
+        if not all(isinstance(text, str) for text in texts):  # Arrow takes None, a server does not
+            raise TypeError(f"{kind} column got values that are no text")
         try:
             return pa.array(texts, pa.string())
         except UnicodeEncodeError:  # JSON may spell half a surrogate pair, which has no UTF-8
@@ -199,4 +202,7 @@ def _array(kind: str, values: Any) -> pa.Array:
         return pa.array(array.astype(np.float64), pa.float64())
     if len(array) and array.dtype.kind not in "biu":  # a fraction would be cut, NaN would become garbage
         raise TypeError(f"{kind} column got values of type {array.dtype}")
-    return pa.array(array.astype(ARROW_TYPES[kind].to_pandas_dtype()), ARROW_TYPES[kind])
+    exact = array.astype(ARROW_TYPES[kind].to_pandas_dtype())
+    if (exact != array).any():
+        raise TypeError(f"{kind} column got a number beyond its range")
+    return pa.array(exact, ARROW_TYPES[kind])

@@ -16,11 +16,13 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from faust.types import TP
 
 from infra.clickhouse import Archive
 from infra.clock import now_ms
 from infra.metrics import Metrics
+from infra.tables import arrow_rows
 from streams.feature_columns import FeatureColumns
 from streams.membership import Membership
 from streams.parts import ended
@@ -32,6 +34,16 @@ from streams.wire import EXAMPLES, KIND, decode_examples, decode_labelled
 
 log = logging.getLogger(__name__)
 Row = tuple[Any, ...]
+# What a record that someone else wrote may make of our reading it, and a row of it of the insert.
+_FOREIGN = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    pa.ArrowException,
+)
 
 PREDICTIONS = (
     "task", "event_id", "score", "version", "lineage", "event_ms", "received_ms", "processed_ms", "archived_ms", "late",
@@ -201,13 +213,38 @@ class ArchiveWriter:
         loop = asyncio.get_running_loop()
         try:
             for table, (columns, rows) in tables.items():
-                data = [list(column) for column in zip(*rows, strict=True)]
-                await loop.run_in_executor(self._executor, self._archive.insert, table, list(columns), data)
-                self._metrics.count("archived_rows_total", len(rows), of=table)
+                await loop.run_in_executor(self._executor, self._insert, table, columns, rows)
         except Exception as error:
             done.set_exception(error)
         else:
             done.set_result(None)
+
+    def _insert(self, table: str, columns: tuple[str, ...], rows: list[Row]) -> None:
+        """Insert rows; those that do not fit the table, which someone else must have written, are left out."""
+        try:
+            self._archive.insert(table, columns, _by_column(rows))
+        except _FOREIGN as error:
+            fitting = [row for row in rows if _fits(table, columns, row)]
+            if not (unfit := len(rows) - len(fitting)):
+                raise
+            log.error("%d rows do not fit table %s and are not archived: %r", unfit, table, error)
+            self._metrics.count("not_archived_total", unfit)
+            if fitting:
+                self._insert(table, columns, fitting)
+        else:
+            self._metrics.count("archived_rows_total", len(rows), of=table)
+
+
+def _by_column(rows: Sequence[Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _fits(table: str, columns: Sequence[str], row: Row) -> bool:
+    try:
+        arrow_rows(table, columns, _by_column([row]))
+    except _FOREIGN:
+        return False
+    return True
 
 
 class ArchiveCommitter:
@@ -258,7 +295,7 @@ class ArchiveStep:
         for record in records[self._source]:
             try:
                 rows += self._rows_of(record)
-            except (KeyError, ValueError, TypeError) as error:
+            except _FOREIGN as error:
                 # Someone else wrote into one of our topics: history must not stop for it.
                 log.error("%s offset %d is not archived: %r", self._source, record.offset, error)
                 self._metrics.count("not_archived_total")

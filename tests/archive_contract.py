@@ -176,6 +176,19 @@ class ArchiveContract:
         with pytest.raises(TypeError, match="Int64 column got values of type"):
             archive.insert("labels", ["event_ms"], [values])
 
+    @pytest.mark.parametrize(
+        ("column", "value", "says"),
+        [
+            ("event_ms", 2**63, "Int64 column got a number beyond its range"),
+            ("event_id", None, "String column got values that are no text"),
+        ],
+    )
+    def test_a_value_that_would_become_another_is_refused(
+        self, archive: Archive, column: str, value: Any, says: str
+    ) -> None:
+        with pytest.raises(TypeError, match=says):
+            archive.insert("labels", [column], [[value]])
+
     def test_wrong_sql_is_told_in_the_engines_words_without_its_stack(self, archive: Archive) -> None:
         with pytest.raises(UserError, match=r"(?i)unknown.*identifier.*nope.*in: SELECT nope FROM") as caught:
             archive.query("SELECT nope FROM predictions")

@@ -70,7 +70,7 @@ class Registry:
         """Writes a birth. The same one again (but for `created_ms`) writes nothing.
 
         A learner that went back to a checkpoint may give birth to the same name again, from another state:
-        the new record takes the name, and the former one is kept under `replaced`.
+        the new record takes the name, and the former one is kept under `replaced`; its quarantine ends.
         """
         if not (lineage.name[:1] == "L" and lineage.name[1:].isdecimal()):
             raise ValueError(f"a lineage is named L1, L2, …, not {lineage.name!r}")
@@ -80,6 +80,7 @@ class Registry:
                 return
             count = len(self.store.list(f"{self.prefix}/replaced/{lineage.name}-"))
             self.store.put(f"{self.prefix}/replaced/{lineage.name}-{count:04d}.json", _json(asdict(former)))
+            self.store.delete(f"{self.prefix}/quarantine/{lineage.name}.json")
         self.store.put(f"{self.prefix}/lineages/{lineage.name}.json", _json(asdict(lineage)))
 
     def replaced(self, name: str) -> list[Lineage]:

@@ -1,7 +1,7 @@
 """What reaches the learner beside labelled rows: reports of the workers, and commands of people.
 
 A command travels by a topic, so the learner stays the only one that changes which model is live. Commands are done in
-their order, each once: how far they were done is part of a checkpoint, which follows at once.
+their order, each once: how far they were done is part of a checkpoint, and the ledger has what was done since.
 """
 
 import logging

@@ -102,6 +102,7 @@ class Learner:
         self._control = control
         costs = Costs(task.schema, task.drift.max_scoring_ratio)
         self._steering = Steering(task.guard, costs, control, heads, registry) if control else None
+        self._repeated: set[str] = set()  # commands that a former life did: they come once more
         self._steer_due_ms = 0  # ticks, as all that the learner waits for
         self._wanted = recipe_of(task, freeze_at_ms)
         self.training = Training(
@@ -224,6 +225,7 @@ class Learner:
                         training.learn(reader.again(each), each.runs)
                     case Steered():
                         training.steer(each)
+                        self._repeated.add(each.facts.get("command_id", ""))
                     case Warned():
                         training.warned(each.alert)
                         if self._watch is not None:
@@ -282,7 +284,7 @@ class Learner:
             return
         self._steer_due_ms = ticks + STEER_EVERY_MS
         now = Now(training.event_ms, now_ms())
-        for each in self._steering.turn(training.arena, training.step, now):
+        for each in self._steering.turn(training.arena, training.step, now, self._repeated):
             if isinstance(each, Decision):
                 training.tell(each)
             else:

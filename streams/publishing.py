@@ -145,10 +145,14 @@ class Publisher:
         self._why = self._why if canary else version.why or self._why
         return bool(meta["chain"] == version.chain and meta["sha256"] == version.sha256)
 
-    def settle(self, champion: Trainer, place: Place) -> None:
-        """After a start: send the champion whole, unless its newest version is out and its lineage is live."""
-        live = self._registry.live()
-        if live is None or live.lineage != champion.lineage or self.chain != champion.chain:
+    def settle(self, champion: Trainer, place: Place, canary: str) -> None:
+        """After a start: send the champion whole, unless its newest version is out and its lineage is live.
+
+        So too where a canary other than `canary` ("": none) is still out or stored: the former life died at its end.
+        """
+        live, stored = self._registry.live(), self.heads.canary()
+        over = {self.canary, stored.meta["lineage"] if stored else ""} - {"", canary}
+        if over or live is None or live.lineage != champion.lineage or self.chain != champion.chain:
             self.whole(champion, place, self._why)
 
     def keep_head(self, arm: Trainer, event_ms: int, canary: float = 0.0) -> None:

@@ -5,15 +5,19 @@ reason to put the former one back; what a person asks for and cannot be done is 
 model goes through the training ledger, as any step does (`learners.entries.Steered`), so that it can be repeated.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from infra.errors import UserError
+from learners.admission import BadUpdate
 from learners.arena import Arena, Decision
+from learners.batch import ModelConfig
 from learners.challenger import Action, Now
 from learners.costs import Costs
 from learners.entries import Steered
 from learners.registry import Registry
 from learners.rollback import GuardConfig, Served
+from learners.slot import Slot
 from streams.control import Command, Control
 from streams.fleet import Fleet, Refusal, Report
 from streams.heads import Heads
@@ -45,8 +49,13 @@ class Steering:
         self._canary: tuple[str, Served] | None = None  # its lineage, and what the workers serve by it
         self._told: set[tuple[str, str, str]] = set()  # worker, lineage and check of refusals
 
-    def turn(self, arena: Arena, step: int, now: Now) -> Iterator[Decision | Steered]:
-        """What follows from all that came since the last turn, after `step` steps: to tell, or to do."""
+    def turn(
+        self, arena: Arena, step: int, now: Now, done: Collection[str] = ()
+    ) -> Iterator[Decision | Steered]:
+        """What follows from all that came since the last turn, after `step` steps: to tell, or to do.
+
+        `done` are the ids of commands that were done before and may come once more.
+        """
         champion = arena.champion
         self._note(arena, now.created_ms)
         for lineage, why, facts in self.costs.excessive(champion, arena.challengers):
@@ -55,7 +64,7 @@ class Steering:
         for each in self._control.poll():
             if isinstance(each, Report):
                 yield from self._hear(each, arena, step, now)
-            else:
+            elif each.command_id not in done:
                 yield self._do(each, arena, step, now)
         if arena.guard is not None and arena.champion is champion and (reason := self._served.reason):
             yield _steered(step, now, "", reason, self._served.evidence())
@@ -117,7 +126,9 @@ class Steering:
         facts = {"command_id": command.command_id, "by_hand": command.reason}
         try:
             target = self._target(command, arena)
-        except Declined as error:
+            if command.action == "rollback" and target not in standing(arena):
+                self._try(target, arena)  # now, since every life does again what the ledger has
+        except (Declined, BadUpdate, UserError, KeyError, ValueError) as error:
             about = command.target or arena.champion.lineage
             return _said("decline", about, command.command_id, str(error), facts, arena, now)
         why = command.reason or "a person decided"
@@ -136,19 +147,32 @@ class Steering:
             if command.target not in on_trial:
                 raise Declined(f"{command.target} is not on trial; {', '.join(on_trial) or 'nobody'} is")
             return command.target
-        learning = [arm for arm in standing(arena) if arm not in barred and command.target in ("", arm)]
-        stored = [version for version in self._heads.kept() if _fits(version, command.target, live, barred)]
-        if not learning and not stored:
-            known = ", ".join(self._heads.kept()) or "none"
-            asked = command.target or "to go back to"
+        wanted = command.target or self._before(arena, barred)
+        if wanted in standing(arena):
+            return wanted
+        kept = self._heads.kept()
+        stored = [version for version in kept if wanted in (version, version.partition(".")[0])]
+        if not stored:
+            asked, known = wanted or "to go back to", ", ".join(kept) or "none"
             raise Declined(f"there is no stored model {asked}; stored are {known}")
-        return learning[-1] if learning else stored[-1]
+        return stored[-1]
 
+    def _before(self, arena: Arena, barred: Mapping[str, Any]) -> str:
+        """What the guard kept, else the last good lineage that was live before the champion; "" for none."""
+        born = {birth.name: birth.created_ms for birth in self._registry.lineages()}
+        history = (
+            self._registry.history()
+        )  # where a name was given once more, its former bearer does not count
+        was = [each.lineage for each in history if each.since_ms >= born[each.lineage]]
+        was += [arena.guard.former.lineage] if arena.guard else []
+        good = [lineage for lineage in was if lineage not in (arena.champion.lineage, *barred)]
+        return good[-1] if good else ""
 
-def _fits(version: str, target: str, live: str, barred: Mapping[str, Any]) -> bool:
-    """Whether a stored version is what `target` names: a version, a lineage, or "" for any good one but the live."""
-    lineage = version.partition(".")[0]
-    return target in (version, lineage) or (not target and lineage != live and lineage not in barred)
+    def _try(self, version: str, arena: Arena) -> None:
+        """Check a stored model as it will be when it is taken. Raises BadUpdate, UserError, KeyError or ValueError."""
+        head = self._heads.kept_model(version)
+        config = ModelConfig.from_dict(head.meta["config"])
+        Slot(arena.champion.schema, config, head.meta["seed"]).prepare(head.meta, head.payload)
 
 
 def _steered(step: int, now: Now, target: str, why: str, facts: dict[str, Any]) -> Steered:

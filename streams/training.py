@@ -227,8 +227,9 @@ class Training:
 
     def settle(self) -> None:
         """After a start: see that serving has the champion, and the canary if there is one."""
-        self._publisher.settle(self.arena.champion, self._place)
-        if (canary := self.arena.trials.canary) is not None:
+        canary = self.arena.trials.canary
+        self._publisher.settle(self.arena.champion, self._place, canary.lineage if canary else "")
+        if canary is not None:
             self._let_serve(canary.trainer, "the learner started")
 
     def _let_serve(self, canary: Trainer, why: str) -> None:

@@ -1,5 +1,6 @@
 """What a person asks of a learner is in its ledger, so a life after a crash has done it too."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 from infra.blobs import Blobs
 from infra.settings import Settings
 from learners.costs import Costs
+from learners.entries import Steered
 from learners.registry import Registry
 from learners.rollback import Scored
 from streams.control import Command, Control
@@ -54,6 +56,29 @@ class Voices(Control):
             yield asked
 
 
+class Drill(Voices):
+    """Says all that `say` gives."""
+
+    def poll(self) -> Iterator[Asked]:
+        """See Control."""
+        if asked := self._say(self.learner):
+            yield asked
+
+
+class Offsets(Voices):
+    """Puts what `say` gives into a topic, once, and reads that by `position`, as Control does."""
+
+    topic: list[Asked]
+
+    def poll(self) -> Iterator[Asked]:
+        """See Control."""
+        if not self.topic and (asked := self._say(self.learner)):
+            self.topic.append(asked)
+        for each in self.topic[self.position or 0 :]:
+            self.position = (self.position or 0) + 1
+            yield each
+
+
 def asked(action: Any, target: str, live: str) -> Command:
     return Command("c-1", action, target, live, "a drill", 5)
 
@@ -82,10 +107,14 @@ def refused(learner: Learner) -> Report | None:
 
 
 def life(
-    data: Path, say: Callable[[Learner], Asked | None] | None, outlet: ListOutlet, task: Task = TASK
+    data: Path,
+    say: Callable[[Learner], Asked | None] | None,
+    outlet: ListOutlet,
+    task: Task = TASK,
+    kind: type[Voices] = Voices,
 ) -> Learner:
     """A learner over the whole log that listens to `say`, between any two steps."""
-    voices = Voices(say) if say else None
+    voices = kind(say) if say else None
     log = logs.records(task, logs.labelled(task, ROWS))
     settings = Settings(kafka="none:1", data=data, partitions=logs.PARTITIONS)
     source = logs.EndingLog(log, 3, lambda: None)
@@ -165,6 +194,19 @@ def spoiled_canary(learner: Learner) -> Report | None:
     return Report(TASK.name, "w", f"{canary.lineage}.1", 5, canary=True, scored=Scored(100, 1, 1, 0))
 
 
+def spoiled_when_all_is_sent(learner: Learner) -> Report | None:
+    """The same, at the end of the log: the champion has nothing new that would be sent anyway."""
+    return None if learner.training.arena.champion.unsent else spoiled_canary(learner)
+
+
+def with_canary() -> Task:
+    """A winner is a canary first, to the end of the log; everything is refreshed at once."""
+    text = TASK.text.replace("max_events = 2000", "max_events = 90000")
+    text += "[guard]\ncanary = 0.25\ncanary_events = 90000\n"
+    task = parse_task(text, "small.toml", TASK.path)
+    return replace(task, serving=replace(task.serving, refresh_every_ms=0))
+
+
 def is_whole(meta: dict[str, Any]) -> bool:
     return bool(meta["kind"] == "swap")
 
@@ -175,10 +217,7 @@ def test_a_canary_and_its_end_are_published_and_found_again_after_a_crash(
 ) -> None:
     monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
     monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
-    text = TASK.text.replace("max_events = 2000", "max_events = 90000")
-    text += "[guard]\ncanary = 0.25\ncanary_events = 90000\n"
-    task, outlet = parse_task(text, "small.toml", TASK.path), ListOutlet()
-    task = replace(task, serving=replace(task.serving, refresh_every_ms=0))
+    task, outlet = with_canary(), ListOutlet()
     first = life(tmp_path, say, outlet, task)
 
     def die() -> None:
@@ -220,3 +259,120 @@ def test_a_canary_and_its_end_are_published_and_found_again_after_a_crash(
         lambda done, steps: None,
     )
     assert (found.sha256, found.differs) == (out[-1]["sha256"], None)
+
+
+@pytest.mark.parametrize("dies_in", ["whole", "publish", "drop_canary"])
+def test_the_end_of_a_canary_is_sent_though_the_learner_dies_in_it(
+    dies_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
+    task, outlet = with_canary(), ListOutlet()
+    first = life(tmp_path, spoiled_when_all_is_sent, outlet, task)
+    rounds = iter([None] * 9 + [first.stop])  # some go by at the end of the log
+    setattr(first._source, "on_end", lambda: (next(rounds, None) or int)())  # noqa: B010
+    owner: Any = {"whole": first._publisher, "publish": outlet, "drop_canary": heads(first)}[dies_in]
+    do = getattr(owner, dies_in)
+
+    def die(*given: Any) -> Any:
+        is_end = dies_in != "publish" or (is_whole(given[0]) and "canary" not in given[0])
+        if is_end and heads(first).canary() is not None:
+            raise Dies
+        return do(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, dies_in, die)
+        with pytest.raises(Dies):
+            first.run()
+    first._ledger.close()
+    assert heads(first).canary() is not None
+
+    second = life(tmp_path, None, outlet, task)
+    second.start()
+    second._ledger.close()
+    assert second.training.arena.trials.canary is None
+    last = outlet.updates[-1][0]
+    assert (last["lineage"], is_whole(last), "canary" in last) == ("L1", True, False)
+    assert heads(second).canary() is None
+    head = heads(second).get()
+    assert head is not None
+    assert head.meta["version"] == last["version"]
+
+
+def decisions(outlet: ListOutlet, *actions: str) -> list[dict[str, Any]]:
+    """Those of the audit that are of these actions, in order."""
+    rows = [json.loads(value) for topic, value in outlet.sent if topic.endswith(".audit")]
+    return [row for row in rows if row["action"] in actions]
+
+
+def test_a_promotion_is_not_done_twice_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    monkeypatch.setattr("streams.learn.CHECKPOINT_WORK_MS", 10**9)
+    monkeypatch.setattr(Offsets, "topic", [], raising=False)
+    task, outlet = with_canary(), ListOutlet()
+
+    def promoted(learner: Learner) -> Command | None:
+        if (command := challenger_wins(learner)) is not None:
+            learner._checkpoint()  # has the position before it
+        return command
+
+    first = life(tmp_path, promoted, outlet, task, Offsets)
+    steer = first.training.steer
+
+    def die(step: Steered) -> None:
+        steer(step)
+        raise Dies
+
+    setattr(first.training, "steer", die)  # noqa: B010
+    with pytest.raises(Dies):
+        first.run()
+    first._ledger.close()
+    second = life(tmp_path, nothing, outlet, task, Offsets)
+    second.run()
+    canary = second.training.arena.trials.canary
+    assert second._control is not None
+    assert second._control.position == 1  # it was read once more
+    assert canary is not None  # a second promotion would have ended its time as one
+    assert second.training.arena.champion.lineage == "L1"
+    assert {row["lineage"] for row in decisions(outlet, "canary", "promote", "decline")} == {canary.lineage}
+
+
+def back(learner: Learner) -> Command | None:
+    arena = learner.training.arena
+    return asked("rollback", "", arena.champion.lineage) if arena.examples > 500 else None
+
+
+def test_a_stored_model_for_other_features_is_declined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    outlet = ListOutlet()
+    life(tmp_path, challenger_wins, outlet).run()
+    other = parse_task(TASK.text.replace("calendar = true", "calendar = false"), "small.toml", TASK.path)
+    second = life(tmp_path, back, outlet, other)
+    second.run()
+    [declined] = decisions(outlet, "decline", "rollback")
+    assert declined["action"] == "decline"
+    assert "was made for other features" in declined["reason"]
+    assert second.training.arena.examples == ROWS
+
+
+def test_without_a_target_a_rollback_goes_to_what_was_live_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.learn.STEER_EVERY_MS", 0)
+    text = TASK.text.replace("[drift]\n", '[drift]\npolicy = "always"\n') + "[guard]\nevents = 60\n"
+    task, outlet = parse_task(text.replace('policy = "drift"\n', ""), "small.toml", TASK.path), ListOutlet()
+
+    def two_swaps_and_back(learner: Learner) -> Command | None:
+        arena, swaps = learner.training.arena, len(decisions(outlet, "promote", "rollback"))
+        if arena.guard is not None or swaps == 3:
+            return None
+        return challenger_wins(learner) if swaps < 2 else asked("rollback", "", arena.champion.lineage)
+
+    life(tmp_path, two_swaps_and_back, outlet, task, Drill).run()
+    second, third, rolled = decisions(outlet, "promote", "rollback")
+    assert (second["champion"], third["champion"]) == ("L1", second["lineage"])
+    assert (rolled["action"], rolled["champion"]) == ("rollback", third["lineage"])
+    parent = rolled["evidence"].get("parent", "L1")  # L1 goes on learning all the time
+    assert parent.partition(".")[0] == second["lineage"]

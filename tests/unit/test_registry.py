@@ -6,7 +6,7 @@ import pytest
 from infra.blobs import Blobs
 from learners.batch import ModelConfig
 from learners.checkpoint import DictStore, Store
-from learners.registry import Lineage, Live, Registry
+from learners.registry import Lineage, Live, Quarantine, Registry
 from tests.learner_rows import CONFIG, SCHEMA
 
 FIRST = Lineage("L1", None, CONFIG.to_dict(), 7, SCHEMA.hash, "first model", event_ms=0, created_ms=1000)
@@ -57,6 +57,17 @@ def test_a_second_birth_takes_the_name_and_the_former_one_is_kept(store):
     assert registry.replaced("L2") == births[:2]
     assert registry.replaced("L1") == []
     assert registry.next_name() == "L3"
+
+
+def test_the_quarantine_of_a_former_birth_does_not_bar_who_takes_its_name(store):
+    registry = Registry(store, "t")
+    for birth in (FIRST, SECOND):
+        registry.record(birth)
+        registry.quarantine(Quarantine(birth.name, "worse", {}, event_ms=600, created_ms=1500))
+    registry.record(replace(SECOND, created_ms=2000))  # a learner that repeats its steps
+    assert set(registry.quarantined()) == {"L1", "L2"}
+    registry.record(replace(SECOND, event_ms=900))
+    assert set(registry.quarantined()) == {"L1"}
 
 
 @pytest.mark.parametrize("name", ["", "L", "1", "LX", "L-1", "L1.2", "../L1"])

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from infra.errors import UserError
+from infra.settings import load_secret
 from streams.look import JsonOption, KafkaOption, TaskOption, clock
+from streams.privacy import Pseudonymiser
 from streams.running import connected
 from streams.task import Task, load_task
 
@@ -17,7 +20,9 @@ Row = dict[str, Any]
 
 
 def lineage(
-    event_id: Annotated[str, typer.Argument(help="The event's id, as its producer sent it.")],
+    event_id: Annotated[
+        str, typer.Argument(help="The event's id, as its producer sent it or as predictions have it.")
+    ],
     task: TaskOption = "clicks",
     kafka: KafkaOption = "",
     as_json: JsonOption = False,
@@ -28,8 +33,11 @@ def lineage(
     from streams.rebuild import ledger_of
 
     loaded, settings = load_task(task), connected(kafka)
-    event = find_event(loaded, settings, event_id)
-    if event.prediction is None and not event.rows:
+    for known_as in _ids(loaded, settings.secret, event_id):
+        event = find_event(loaded, settings, known_as)
+        if event.prediction is not None or event.rows:
+            break
+    else:
         raise UserError(
             f"{loaded.name} knows no event {event_id!r}",
             "give the id as the event has it; what Kafka and the archive have deleted is gone",
@@ -37,7 +45,7 @@ def lineage(
     kept = Kept.of(settings, loaded.name)
     lines, wrong = ledger_of(kept)
     facts: Row = {
-        "event_id": event_id,
+        "event_id": known_as,
         "task": loaded.name,
         "prediction": event.prediction,
         "label": event.label,
@@ -49,6 +57,13 @@ def lineage(
         print(json.dumps(facts))
     else:
         _tell(facts)
+
+
+def _ids(task: Task, secret: Path, event_id: str) -> list[str]:
+    """What the event may be known by: where the task hides ids, its pseudonym, which may be what was typed."""
+    if task.event.id not in task.privacy.pseudonymise:
+        return [event_id]
+    return [Pseudonymiser(load_secret(secret)).text(task.event.id, event_id), event_id]
 
 
 def explain(

@@ -265,7 +265,7 @@ class Arena:
     ) -> list[Event]:
         """Put `good`, or else what the guard kept, in the champion's place. ValueError without either.
 
-        Challengers retire, since they were compared with, or copied from, what goes.
+        Challengers retire, since they were compared with, or copied from, what goes, and nothing starts from it again.
         """
         good = good or (self.guard.former if self.guard else None)
         if good is None:
@@ -273,8 +273,7 @@ class Arena:
         bad = self.champion.lineage
         why = f"{bad} goes, {good.lineage} is back: {reason}"
         events: list[Event] = [self._decision("rollback", good.lineage, why, dict(evidence), now)]
-        events += self.trials.retire(bad, now, f"{bad} was rolled back")
-        self.trials.pause(self.examples)
+        events += self.trials.rolled_back(bad, self.examples, now)
         self.guard = None
         self.continuous = None if self.continuous is good else self.continuous
         self._crown(good)

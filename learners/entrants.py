@@ -65,6 +65,10 @@ class Entrants:
         if past is not None:
             yield "past", past.clone(self.born(past.config, past.seed))
 
+    def bar(self, lineage: str) -> None:
+        """Forget it as an earlier champion: it was rolled back."""
+        self._past = [model for model in self._past if model.lineage != lineage]
+
     def _recalled(self, champion: Trainer, buffer: Buffer, since_ms: int) -> Trainer | None:
         """The kept model that does best on what came since the onset, if it does better than the champion."""
         recent = [batch.take(batch.event_ms >= since_ms) for batch in buffer]

@@ -250,9 +250,16 @@ class Trials:
         self.challengers.remove(out)
         return self._decisions.about("reject", out, champion, now, why)
 
-    def pause(self, examples: int) -> None:
-        """None are started within the cooldown from `examples` on, unless the loss rises."""
+    def rolled_back(self, champion: str, examples: int, now: Now) -> list[Decision]:
+        """A champion was rolled back: all that began beside it go, and what was kept of it to be tried again.
+
+        None are started within the cooldown from `examples` on, unless the loss rises.
+        """
         self._quiet_until = examples + self._drift.cooldown
+        self.entrants.bar(champion)
+        if self._tuning is not None:
+            self._tuning.drop(examples)
+        return self.retire(champion, now, f"{champion} was rolled back")
 
     def rehearse(self, arm: Trainer, buffer: Buffer, batch: Batch) -> None:
         """The lineage has learned a new batch; let it rehearse, if it should and there is credit."""

@@ -104,6 +104,10 @@ class Tuning:
         why = described(rung, self._config.rungs)
         return [self._decisions.plain("tune", lineage, lineage, why, evidence(rung), now)]
 
+    def drop(self, examples: int) -> None:
+        """End the population and forget its winner; the next one begins after the pause from `examples` on."""
+        self.members, self.waiting, self._next = [], None, examples + self._pause
+
     def _begin(self, champion: Trainer) -> None:
         config = self._config
         if config.copies and champion.config.family in COUNTING_FAMILIES:

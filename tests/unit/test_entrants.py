@@ -58,6 +58,19 @@ def test_what_was_good_before_is_tried_again_when_its_time_comes_back() -> None:
     assert entrants.state()[1]["past"] == KEPT
 
 
+def test_one_that_is_barred_is_not_tried_again() -> None:
+    entrants, buffer = Entrants(SCHEMA, CONFIG, CONFIG, 7, "cpu"), Buffer(20_000)
+    former, bad = Trainer(SCHEMA, CONFIG, 7, FIRST, "cpu"), Trainer(SCHEMA, CONFIG, 7, "L9", "cpu")
+    learn(former, buffer, 0, -1)
+    learn(bad, buffer, 2_000, 1)
+    kinds(entrants, former, buffer, 2_000)
+    kinds(entrants, bad, buffer, 2_000)
+    assert kinds(entrants, former, buffer, 2_000)[2:] == ["past"]
+    entrants.bar("L9")
+    assert kinds(entrants, former, buffer, 2_000)[2:] == []
+    assert entrants.state()[1]["past"] == KEPT  # all others stay
+
+
 def test_each_further_challenger_is_tried_as_a_new_model_of_its_family() -> None:
     others = [replace(CONFIG, family="naive_bayes"), replace(CONFIG, family="mlp", hidden=(4,))]
     entrants, buffer = Entrants(SCHEMA, CONFIG, CONFIG, 7, "cpu", others), Buffer(20_000)

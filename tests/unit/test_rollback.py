@@ -8,8 +8,10 @@ import pytest
 
 from learners.arena import Arena, Decision, Event
 from learners.batch import ModelConfig
+from learners.buffer import Buffer
 from learners.challenger import Challenger
 from learners.drift import DriftConfig
+from learners.packing import part as part_of
 from learners.rollback import Guard, GuardConfig, Scored, Served, stability
 from learners.target import BINARY
 from learners.trainer import Trainer
@@ -97,6 +99,20 @@ def test_challengers_retire_with_the_champion_that_they_were_compared_with():
     actions = [decision.action for decision in decided(arena.observe(rows(1_500, 5), 9))]
     assert actions == ["rollback", "retire"]
     assert arena.challengers == []
+
+
+def test_the_one_that_goes_is_no_earlier_champion_that_could_be_tried_again():
+    arena = swapped()
+    assert arena.guard is not None
+    for model in (arena.guard.former, arena.champion):  # champions as alarms came
+        assert list(arena.trials.entrants.make(model, Buffer(1), 0))
+    assert arena.trials.entrants.state()[1]["past"] == 2
+    arena.observe(rows(1_500, 5), 9)
+    files, record = arena.trials.entrants.state()
+    assert record["past"] == 1
+    kept = trainer()
+    kept.load(part_of("past/0", files))
+    assert kept.lineage == arena.champion.lineage == "L1"
 
 
 @pytest.mark.parametrize("keep_reference", [True, False])

@@ -13,7 +13,7 @@ import torch
 from learners.arena import Arena
 from learners.batch import Batch, ModelConfig, Schema
 from learners.budget import ArenaConfig
-from learners.challenger import Decision
+from learners.challenger import Decision, Now
 from learners.drift import DriftConfig
 from learners.entrants import MOST
 from learners.recipe import Recipe
@@ -145,6 +145,19 @@ def test_members_of_several_families_begin_untrained_and_the_winner_catches_up()
     assert arena.config_of(start.lineage).family in ("naive_bayes", "mlp", "logistic")
     members = [json.dumps(each["settings"]) for each in made[0].evidence["members"]]
     assert len(members) == len(set(members))
+
+
+def test_a_population_ends_when_what_it_began_from_is_rolled_back() -> None:
+    arena = RECIPE.arena()
+    assert (tuning := arena.tuning) is not None
+    good = arena.champion.clone(arena.born(SLOW, 3))
+    decisions(arena, stream().slice(0, 1_600))
+    assert tuning.members
+    arena.roll_back("a drill", {}, Now(0, 0), good)
+    decisions(arena, stream().slice(1_600, 2_560))
+    assert (tuning.members, tuning.waiting) == ([], None)
+    decisions(arena, stream().slice(2_560, 2_624))
+    assert len(tuning.members) == TUNING.population
 
 
 @pytest.mark.parametrize(("at", "space"), [(1_600, "rates"), (2_496, "rates"), (1_600, "families")])

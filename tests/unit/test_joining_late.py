@@ -174,6 +174,23 @@ def test_a_join_without_memory_decides_the_same_in_the_same_order(made: Task, st
     assert (len(tiny), tiny.early, tiny.remembered) == (len(large), large.early, large.remembered)
 
 
+def long_steps(seed: int) -> list[Any]:
+    """Sixty records of three ids each; what labels say of their time lies before and after the window's end."""
+    rng, steps = np.random.default_rng(seed), list[Any]()
+    for _ in range(60):
+        kind, most = ("labels", 20) if rng.random() < 0.5 else ("examples", 4)
+        ids, values = rng.choice(40, 3, replace=False).tolist(), rng.integers(0, most, 3).tolist()
+        steps.append((kind, list(zip(ids, values, strict=True)), 0))
+    return steps
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from([ZERO, DROP, IGNORE, SHORT]), st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_a_join_without_memory_decides_the_same_of_a_long_log(made: Task, seed: int, most: int) -> None:
+    log = log_of(long_steps(seed), made)
+    assert results([join_of(small(made, most)).fold(log)]) == results([join_of(made).fold(log)])
+
+
 @settings(max_examples=40)
 @given(st.sampled_from([ZERO, DROP]), STEPS, st.integers(0, 14), st.integers(1, 4), st.integers(1, 50))
 def test_a_snapshot_has_what_lies_on_disk_and_fits_another_memory(

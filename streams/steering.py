@@ -147,26 +147,23 @@ class Steering:
             if command.target not in on_trial:
                 raise Declined(f"{command.target} is not on trial; {', '.join(on_trial) or 'nobody'} is")
             return command.target
-        wanted = command.target or self._before(arena, barred)
-        if wanted in standing(arena):
-            return wanted
         kept = self._heads.kept()
-        stored = [version for version in kept if wanted in (version, version.partition(".")[0])]
-        if not stored:
-            asked, known = wanted or "to go back to", ", ".join(kept) or "none"
-            raise Declined(f"there is no stored model {asked}; stored are {known}")
-        return stored[-1]
+        for wanted in [command.target] if command.target else self._before(arena, barred):
+            if wanted in standing(arena):
+                return wanted
+            if stored := [version for version in kept if wanted in (version, version.partition(".")[0])]:
+                return stored[-1]
+        asked, known = command.target or "to go back to", ", ".join(kept) or "none"
+        raise Declined(f"there is no stored model {asked}; stored are {known}")
 
-    def _before(self, arena: Arena, barred: Mapping[str, Any]) -> str:
-        """What the guard kept, else the last good lineage that was live before the champion; "" for none."""
+    def _before(self, arena: Arena, barred: Mapping[str, Any]) -> list[str]:
+        """What the guard kept, then the good lineages that were live before the champion, the last first."""
         born = {birth.name: birth.created_ms for birth in self._registry.lineages()}
-        history = (
-            self._registry.history()
-        )  # where a name was given once more, its former bearer does not count
+        history = self._registry.history()
+        # Where a name was given once more, its former bearer does not count.
         was = [each.lineage for each in history if each.since_ms >= born[each.lineage]]
         was += [arena.guard.former.lineage] if arena.guard else []
-        good = [lineage for lineage in was if lineage not in (arena.champion.lineage, *barred)]
-        return good[-1] if good else ""
+        return [lineage for lineage in reversed(was) if lineage not in (arena.champion.lineage, *barred)]
 
     def _try(self, version: str, arena: Arena) -> None:
         """Check a stored model as it will be when it is taken. Raises BadUpdate, UserError, KeyError or ValueError."""

@@ -74,6 +74,13 @@ def test_it_goes_to_the_last_good_one_before_the_champion() -> None:
     assert (past.back("L3"), past.back("L3.1")) == ("L3.1", "L3.1")
 
 
+def test_one_that_is_not_stored_any_more_is_passed_over() -> None:
+    past = Past("L3", "L4", "L2")
+    past.blobs.delete(past.heads.kept()["L4.1"])
+    assert past.back() == "L3.1"
+    assert past.back("L4") == "there is no stored model L4; stored are L3.1, L2.1"
+
+
 def test_what_the_guard_keeps_comes_first() -> None:
     past = Past("L1", "L3", "L2")
     past.arena.guard = swapped().guard

@@ -283,9 +283,7 @@ def read_all(
     with translated(address):
         try:
             places = {TopicPartition(topic, partition): end for partition, end in ends.items()}
-            consumer.assign(list(places))
-            for place, oldest in consumer.beginning_offsets(list(places)).items():
-                consumer.seek(place, oldest if newest is None else max(oldest, places[place] - newest))
+            _begin(consumer, {at: 0 if newest is None else end - newest for at, end in places.items()})
             for polled in polls(consumer, places, deadline):
                 for place, records in polled.items():
                     found[place.partition].extend(r for r in records if r.offset < places[place])
@@ -314,15 +312,20 @@ def records_left(
     with translated(address):
         try:
             places = {TopicPartition(topic, partition): ends[partition] for partition in behind}
-            consumer.assign(list(places))
-            for place, oldest in consumer.beginning_offsets(list(places)).items():
-                consumer.seek(place, max(behind[place.partition], oldest))  # what was deleted will not come
+            _begin(consumer, {at: behind[at.partition] for at in places})
             return any(
                 time.monotonic() > deadline or any(counts(r) for records in found.values() for r in records)
                 for found in polls(consumer, places)
             )
         finally:
             consumer.close()
+
+
+def _begin(consumer: Any, offsets: Mapping[TopicPartition, int]) -> None:
+    """Let it read from these offsets on, or from what is left: what was deleted will not come."""
+    consumer.assign(list(offsets))
+    for place, oldest in consumer.beginning_offsets(list(offsets)).items():
+        consumer.seek(place, max(offsets[place], oldest))
 
 
 def _partition_count(admin: Any, address: str, topic: str) -> int:

@@ -83,26 +83,37 @@ def prediction_rows(record: Any) -> list[Row]:
     ]  # fmt: skip
 
 
-def feature_rows(task: Task, record: Any) -> list[Row]:
-    """One batch of examples as rows of `features`: each event has one for each of its entities with features.
+def feature_rows(task: Task) -> Callable[[Any], list[Row]]:
+    """What makes one batch of examples rows of `features`: each event has one for each of its entities with features.
 
     Records of labels, which lie in the same topic, have none.
     """
-    if dict(record.headers).get(KIND, EXAMPLES) != EXAMPLES:
-        return []
-    rows, _, _ = decode_examples(record.value, task.rows_hash)
-    places = (rows.event_ms, rows.partition, rows.offset, rows.late.astype(int), rows.received_ms)
-    event_ms, partition, offset, late, received_ms = (column.tolist() for column in places)
-    made: list[Row] = []
-    for index, entity in enumerate(task.entities):
-        if view := task.views.get(entity.name):
-            values = FeatureColumns(task, view).of(rows).tolist()
-            same = map(repeat, (task.name, entity.name, view.fingerprint))
-            keys, archived_ms = rows.keys[:, index].tolist(), repeat(now_ms())
+    found = [
+        (index, (task.name, entity.name, view.fingerprint), FeatureColumns(task, view))
+        for index, entity in enumerate(task.entities)
+        if (view := task.views.get(entity.name))
+    ]
+
+    def rows_of(record: Any) -> list[Row]:
+        if dict(record.headers).get(KIND, EXAMPLES) != EXAMPLES:
+            return []
+        rows, _, _ = decode_examples(record.value, task.rows_hash)
+        places = (rows.event_ms, rows.partition, rows.offset, rows.late.astype(int), rows.received_ms)
+        event_ms, partition, offset, late, received_ms = (column.tolist() for column in places)
+        made: list[Row] = []
+        for index, names, columns in found:
+            values, keys, archived_ms = (
+                columns.of(rows).tolist(),
+                rows.keys[:, index].tolist(),
+                repeat(now_ms()),
+            )
+            same = map(repeat, names)
             made += zip(
                 *same, keys, event_ms, partition, offset, late, received_ms, archived_ms, values, strict=False
             )
-    return made
+        return made
+
+    return rows_of
 
 
 def label_rows(task: str, record: Any) -> list[Row]:
@@ -170,7 +181,7 @@ def sources(task: Task) -> dict[str, tuple[str, tuple[str, ...], Callable[[Any],
     topics, name = Topics.of(task), task.name
     return {
         topics.predictions: ("predictions", PREDICTIONS, prediction_rows),
-        topics.examples: ("features", FEATURES, lambda record: feature_rows(task, record)),
+        topics.examples: ("features", FEATURES, feature_rows(task)),
         topics.labelled: ("labels", LABELS, lambda record: label_rows(name, record)),
         topics.model_updates: ("versions", VERSIONS, lambda record: version_rows(name, record)),
         topics.drift_alerts: ("alerts", ALERTS, alert_rows),

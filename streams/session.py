@@ -27,9 +27,7 @@ READY_S, PREDICT_S, LEARN_S = 120.0, 60.0, 60.0
 _QUIET_S = 4.0
 _POLL_S = 0.2
 _ASK_EVERY_S = 1.0  # Kafka, how far the roles are
-_MARKS = (
-    128  # offsets of a partition of examples among which stands the newest mark of each partition of labels
-)
+_MARKS = 128  # newest offsets of examples, among which stands a mark of each partition of labels
 
 
 class Source(Protocol):

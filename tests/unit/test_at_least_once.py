@@ -47,12 +47,18 @@ async def until(consumer: Slow, stored: dict[TP, int]) -> None:
     assert consumer.stored == stored
 
 
+async def amid_a_commit() -> tuple[Slow, AtLeastOnce]:
+    """A committer that waits for Kafka to take the first record of A."""
+    consumer = Slow()
+    committer = AtLeastOnce("localhost:1", "group", consumer)
+    await committer.commit(Outputs(), {A: 1})
+    await consumer.asked.wait()
+    return consumer, committer
+
+
 def test_what_comes_while_kafka_answers_is_committed_too() -> None:
     async def act() -> None:
-        consumer = Slow()
-        committer = AtLeastOnce("localhost:1", "group", consumer)
-        await committer.commit(Outputs(), {A: 1})
-        await consumer.asked.wait()
+        consumer, committer = await amid_a_commit()
         await committer.commit(Outputs(), {A: 2, B: 5})  # nothing comes after this one
         consumer.go.set()
         await until(consumer, {A: 2, B: 5})
@@ -66,10 +72,7 @@ def test_what_comes_while_kafka_answers_is_committed_too() -> None:
 
 def test_settling_waits_for_the_commit_under_way_and_leaves_nothing() -> None:
     async def act() -> None:
-        consumer = Slow()
-        committer = AtLeastOnce("localhost:1", "group", consumer)
-        await committer.commit(Outputs(), {A: 1})
-        await consumer.asked.wait()
+        consumer, committer = await amid_a_commit()
         await committer.commit(Outputs(), {A: 2})
         settled = asyncio.ensure_future(committer.settle())
         await asyncio.sleep(0)

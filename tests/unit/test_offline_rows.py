@@ -41,7 +41,7 @@ def record(rows: Rows) -> Record:
 
 def test_one_row_an_entity_and_event_with_the_features_bit_for_bit() -> None:
     rows = some_rows()
-    made = [dict(zip(FEATURES, row, strict=True)) for row in feature_rows(TRIPS, record(rows))]
+    made = [dict(zip(FEATURES, row, strict=True)) for row in feature_rows(TRIPS)(record(rows))]
     assert [row["entity"] for row in made] == ["driver"] * 3 + ["zone"] * 3
     for index, (entity, view) in enumerate(TRIPS.views.items()):
         columns = [TRIPS.numbers.index(name) for name in view.columns]
@@ -69,7 +69,7 @@ LAST = 'value = "city"\nlast = 2\n'
 def test_the_last_values_of_a_category_are_there_as_they_were_served(made: Task) -> None:
     events = [event(trip=f"t-{i}", city=f"c-{i}", at=NOW_MS + i) for i in range(4)]
     served = StagePartition(made, 0, HIDDEN).fold([sent(each, offset=i) for i, each in enumerate(events)])
-    rows = [dict(zip(FEATURES, row, strict=True)) for row in feature_rows(made, record(served.rows))]
+    rows = [dict(zip(FEATURES, row, strict=True)) for row in feature_rows(made)(record(served.rows))]
     found = np.array([row["values"] for row in rows if row["entity"] == "driver"], np.float32)
     assert found.tobytes() == served.features.tobytes()
     of_last = found[:, made.views["driver"].columns.index("driver_city_last_1")]
@@ -85,9 +85,9 @@ def test_the_columns_are_those_of_the_table() -> None:
 
 
 def test_labels_in_the_same_topic_are_no_features() -> None:
-    assert feature_rows(TRIPS, labels(["e1"], [1.0])) == []
+    assert feature_rows(TRIPS)(labels(["e1"], [1.0])) == []
 
 
 def test_rows_of_another_task_file_are_refused() -> None:
     with pytest.raises(Damaged, match="another version of the task file"):
-        feature_rows(task(value='"tip"'), record(some_rows()))
+        feature_rows(task(value='"tip"'))(record(some_rows()))
